@@ -1,0 +1,34 @@
+// Every operator schema of the package. Kernels are registered beside their code, in cpu/ and cuda/;
+// fake kernels, autograd and autocast live in slowfast_fast/ops/. docs/design.md explains each argument.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(slowfast_fast, m) {
+  m.def(
+      "temporal_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "int stride, int padding, int dilation, bool relu) -> Tensor");
+  m.def(
+      "temporal_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? scale, Tensor? y, "
+      "int stride, int padding, int dilation, "
+      "bool need_x, bool need_weight, bool need_scale, bool need_shift, bool need_residual) "
+      "-> (Tensor dx, Tensor dweight, Tensor dscale, Tensor dshift, Tensor dresidual)");
+  m.def(
+      "temporal_conv_bn(Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, Tensor? residual, "
+      "int stride, int padding, int dilation, float eps, bool relu) "
+      "-> (Tensor y, Tensor raw, Tensor mean, Tensor invstd, Tensor unbiased_var)");
+  m.def(
+      "temporal_conv_bn_backward(Tensor grad, Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, "
+      "Tensor? residual, Tensor raw, Tensor mean, Tensor invstd, "
+      "int stride, int padding, int dilation, bool relu, "
+      "bool need_x, bool need_weight, bool need_gamma, bool need_beta, bool need_residual) "
+      "-> (Tensor dx, Tensor dweight, Tensor dgamma, Tensor dbeta, Tensor dresidual)");
+  m.def(
+      "lateral_concat(Tensor slow, Tensor fast, Tensor weight, Tensor? scale, Tensor? shift, "
+      "int alpha, int padding, bool relu) -> Tensor");
+  m.def(
+      "lateral_concat_bn(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
+      "int alpha, int padding, float eps, bool relu) "
+      "-> (Tensor out, Tensor raw, Tensor mean, Tensor invstd, Tensor unbiased_var)");
+  m.def(
+      "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, Tensor mean, Tensor unbiased_var, float? momentum) -> ()");
+}
