@@ -1,0 +1,40 @@
+// lateral_concat and its training form, for any device that carries out primitives.h. Their backward is that of temporal_conv on a
+// channel slice of the gradient.
+#pragma once
+#include "temporal_conv.h"
+
+namespace slowfast_fast {
+
+// The result's buffer with `slow` in its first channels; the convolution goes into the rest.
+template <class Device>
+Tensor concat_buffer(const Tensor& slow, const Tensor& fast, const ConvShape& s) {
+  STD_TORCH_CHECK(slow.dim() == 5, "slow must be (N, C, T, H, W), got ", slow.dim(), " dimensions");
+  check_like(slow, fast, "slow");
+  const int64_t c_slow = slow.size(1);
+  check_sizes(slow, {s.n, c_slow, s.t_out, fast.size(3), fast.size(4)}, "slow");
+  Tensor out = empty_channels_last(fast, {s.n, c_slow + s.k, s.t_out, fast.size(3), fast.size(4)});
+  Device(fast).copy({s.n, c_slow, s.t_out, s.p, dtype_of(fast, "fast"), rows(slow, "slow"), out_rows(out)});
+  return out;
+}
+
+template <class Device>
+Tensor lateral_concat(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& scale,
+                      const OptionalTensor& shift, int64_t alpha, int64_t padding, bool relu) {
+  const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
+  Tensor out = concat_buffer<Device>(slow, fast, s);
+  Device(fast).forward({s, dtype_of(fast, "fast"), rows(fast, "fast"), weight.data_ptr(), vector(scale, fast, s.k, "scale"),
+                        vector(shift, fast, s.k, "shift"), {}, relu, channel_slice(out, slow.size(1))});
+  return out;
+}
+
+template <class Device>
+Normalised lateral_concat_bn(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& gamma,
+                             const OptionalTensor& beta, int64_t alpha, int64_t padding, double eps, bool relu) {
+  const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
+  Tensor out = concat_buffer<Device>(slow, fast, s);
+  auto [raw, mean, invstd, unbiased_var] =
+      conv_normalised<Device>(fast, weight, s, gamma, beta, {}, eps, relu, channel_slice(out, slow.size(1)));
+  return {out, raw, mean, invstd, unbiased_var};
+}
+
+}  // namespace slowfast_fast

@@ -1,0 +1,108 @@
+// What a device must be able to do. The operators (temporal_conv.h, lateral_concat.h) are written once on top of these
+// structures; cpu/device.h and cuda/device.h carry them out. Plain C++: no PyTorch header, so that kernel sources that
+// are compiled for a special instruction set, or by a host compiler in a test, can include it.
+#pragma once
+#include <cstdint>
+
+namespace slowfast_fast {
+
+// Storage type of activations and weights. Per-channel vectors (scale, shift, gamma, beta, mean, ...) are always of the
+// accumulation type: double for Float64, else float.
+enum class Dtype { Float32, Float64, Float16, BFloat16 };
+
+// A (N, C, T, H, W) tensor as rows of C adjacent channels. Row (n, t, p), p = h * W + w, starts at
+// data + n * stride_n + t * stride_t + p * stride_p, counted in elements. stride_p exceeds the number of channels when the rows are a
+// channel slice of a wider tensor. data == nullptr: the argument is absent.
+template <typename Pointer>
+struct RowsOf {
+  Pointer data = nullptr;
+  int64_t stride_n = 0, stride_t = 0, stride_p = 0;
+};
+using Rows = RowsOf<const void*>;
+using OutRows = RowsOf<void*>;
+
+// y[n, k, t, p] = sum over c, j of weight[k, c, j] * x[n, c, t * stride + j * dilation - padding, p], frames outside the clip being 0.
+struct ConvShape {
+  int64_t n, c, k;
+  int64_t t_in, t_out;
+  int64_t p;  // positions of a frame, H * W
+  int64_t kt, stride, padding, dilation;
+};
+
+// y = act(scale * conv(x) + shift + residual); scale, shift and residual may be absent.
+struct ConvForward {
+  ConvShape shape;
+  Dtype dtype;
+  Rows x;
+  const void* weight;  // (K, C, kt), contiguous
+  const void* scale;   // (K)
+  const void* shift;   // (K)
+  Rows residual;
+  bool relu;
+  OutRows y;
+};
+
+// Where the statistics of a convolution's output go: per channel, over all N * t_out * p rows.
+struct BatchStats {
+  void* mean;
+  void* invstd;        // 1 / sqrt(biased variance + eps)
+  void* unbiased_var;  // what a running variance takes
+  double eps;
+};
+
+// y = act((raw - mean) * invstd * gamma + beta + residual); gamma, beta and residual may be absent.
+struct Normalise {
+  int64_t n, k, t, p;
+  Dtype dtype;
+  Rows raw;
+  const void *mean, *invstd, *gamma, *beta;
+  Rows residual;
+  bool relu;
+  OutRows y;
+};
+
+// The backward of ConvForward (bn.raw absent) or of convolution, batch statistics and Normalise (bn.raw present).
+// Results whose pointer is nullptr are not wanted.
+struct ConvBackward {
+  ConvShape shape;
+  Dtype dtype;
+  Rows grad;  // with respect to the op's output
+  Rows x;
+  const void* weight;
+  bool relu;
+  const void* scale;  // affine form: (K) or absent
+  Rows y;             // affine form with relu: the op's output, whose sign is the mask
+  struct {
+    Rows raw;
+    const void *mean, *invstd, *gamma, *beta;
+    Rows residual;
+  } bn;
+  OutRows dx;
+  void* dweight;  // (K, C, kt), contiguous, in dtype
+  void* dscale;   // dscale or dgamma
+  void* dshift;   // dshift or dbeta
+  OutRows dresidual;
+};
+
+// to = from, for n * t * p rows of c channels.
+struct CopyRows {
+  int64_t n, c, t, p;
+  Dtype dtype;
+  Rows from;
+  OutRows to;
+};
+
+// running = (1 - f) * running + f * batch, with f = momentum, or 1 / num_batches_tracked (a cumulative average) when
+// there is no momentum; num_batches_tracked counts this batch first. Absent tensors are nullptr.
+struct RunningStats {
+  int64_t k;
+  void *running_mean, *running_var;
+  Dtype running_dtype;
+  int64_t* num_batches_tracked;
+  const void *mean, *unbiased_var;  // accumulation type of the batch
+  bool batch_is_double;
+  bool cumulative;
+  double momentum;
+};
+
+}  // namespace slowfast_fast

@@ -1,0 +1,146 @@
+// temporal_conv, its training form with BatchNorm, and their backwards, for any device that carries out primitives.h.
+#pragma once
+#include <tuple>
+
+#include "checks.h"
+
+namespace slowfast_fast {
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Normalised = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Device>
+Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& shift,
+                     const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, bool relu) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  Tensor y = empty_channels_last(x, out);
+  Device(x).forward({s, dtype_of(x, "x"), rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
+                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, out, "residual"), relu, out_rows(y)});
+  return y;
+}
+
+// Fills in the results that are wanted, runs the backward and returns them; shared by the affine and the BatchNorm form.
+template <class Device>
+Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight, bool need_x, bool need_weight,
+                       bool need_scale, bool need_shift, bool need_residual) {
+  const ConvShape& s = args.shape;
+  const Sizes out = output_sizes(s, x), in{s.n, s.c, s.t_in, x.size(3), x.size(4)};
+  Tensor dx = need_x ? empty_channels_last(x, in) : nothing(x);
+  Tensor dweight = need_weight ? torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device())
+                               : nothing(x);
+  Tensor dscale = need_scale ? empty_vector(x, s.k) : nothing(x);
+  Tensor dshift = need_shift ? empty_vector(x, s.k) : nothing(x);
+  Tensor dresidual = need_residual ? empty_channels_last(x, out) : nothing(x);
+  if (need_x) args.dx = out_rows(dx);
+  if (need_weight) args.dweight = dweight.data_ptr();
+  if (need_scale) args.dscale = dscale.data_ptr();
+  if (need_shift) args.dshift = dshift.data_ptr();
+  if (need_residual) args.dresidual = out_rows(dresidual);
+  Device(x).backward(args);
+  return {dx, dweight, dscale, dshift, dresidual};
+}
+
+template <class Device>
+Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
+                                 const OptionalTensor& y, int64_t stride, int64_t padding, int64_t dilation, bool need_x,
+                                 bool need_weight, bool need_scale, bool need_shift, bool need_residual) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  ConvBackward args{};
+  args.shape = s;
+  args.dtype = dtype_of(x, "x");
+  args.grad = rows_of(grad, x, out, "grad");
+  args.x = rows(x, "x");
+  args.weight = weight.data_ptr();
+  args.relu = y.has_value();
+  args.scale = vector(scale, x, s.k, "scale");
+  args.y = optional_rows(y, x, out, "y");
+  return run_backward<Device>(args, x, weight, need_x, need_weight, need_scale, need_shift, need_residual);
+}
+
+// Convolution with batch statistics into `raw`, then the normalised result into `y`. Returns (raw, mean, invstd, unbiased_var).
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, const Tensor& weight, const ConvShape& s,
+                                                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                                                           const Rows& residual, double eps, bool relu, const OutRows& y) {
+  Tensor raw = empty_channels_last(x, output_sizes(s, x));
+  Tensor mean = empty_vector(x, s.k), invstd = empty_vector(x, s.k), unbiased_var = empty_vector(x, s.k);
+  const Dtype dtype = dtype_of(x, "x");
+  Device device(x);
+  device.forward_stats({s, dtype, rows(x, "x"), weight.data_ptr(), nullptr, nullptr, {}, false, out_rows(raw)},
+                       {mean.data_ptr(), invstd.data_ptr(), unbiased_var.data_ptr(), eps});
+  device.normalise({s.n, s.k, s.t_out, s.p, dtype, rows(raw, "raw"), mean.data_ptr(), invstd.data_ptr(),
+                    vector(gamma, x, s.k, "gamma"), vector(beta, x, s.k, "beta"), residual, relu, y});
+  return {raw, mean, invstd, unbiased_var};
+}
+
+template <class Device>
+Normalised temporal_conv_bn(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma, const OptionalTensor& beta,
+                            const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, double eps,
+                            bool relu) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  Tensor y = empty_channels_last(x, out);
+  auto [raw, mean, invstd, unbiased_var] = conv_normalised<Device>(
+      x, weight, s, gamma, beta, optional_rows(residual, x, out, "residual"), eps, relu, out_rows(y));
+  return {y, raw, mean, invstd, unbiased_var};
+}
+
+template <class Device>
+Gradients temporal_conv_bn_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& gamma,
+                                    const OptionalTensor& beta, const OptionalTensor& residual, const Tensor& raw,
+                                    const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding,
+                                    int64_t dilation, bool relu, bool need_x, bool need_weight, bool need_gamma,
+                                    bool need_beta, bool need_residual) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  ConvBackward args{};
+  args.shape = s;
+  args.dtype = dtype_of(x, "x");
+  args.grad = rows_of(grad, x, out, "grad");
+  args.x = rows(x, "x");
+  args.weight = weight.data_ptr();
+  args.relu = relu;
+  args.bn.raw = rows_of(raw, x, out, "raw");
+  args.bn.mean = vector(mean, x, s.k, "mean");
+  args.bn.invstd = vector(invstd, x, s.k, "invstd");
+  args.bn.gamma = vector(gamma, x, s.k, "gamma");
+  args.bn.beta = vector(beta, x, s.k, "beta");
+  args.bn.residual = optional_rows(residual, x, out, "residual");
+  return run_backward<Device>(args, x, weight, need_x, need_weight, need_gamma, need_beta, need_residual);
+}
+
+template <class Device>
+void update_running_stats(std::optional<Tensor> running_mean, std::optional<Tensor> running_var,
+                          std::optional<Tensor> num_batches_tracked, const Tensor& mean, const Tensor& unbiased_var,
+                          std::optional<double> momentum) {
+  RunningStats args{};
+  args.k = mean.size(0);
+  args.mean = vector(mean, mean, args.k, "mean");
+  args.unbiased_var = vector(unbiased_var, mean, args.k, "unbiased_var");
+  args.batch_is_double = mean.scalar_type() == ScalarType::Double;
+  const auto running = [&](const std::optional<Tensor>& t, const char* name) -> void* {
+    if (!t) return nullptr;
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == args.k && t->is_contiguous() && t->device() == mean.device(), name,
+                    " must be a contiguous vector of ", args.k, " on the device of mean");
+    args.running_dtype = dtype_of(*t, name);
+    return t->data_ptr();
+  };
+  args.running_mean = running(running_mean, "running_mean");
+  args.running_var = running(running_var, "running_var");
+  STD_TORCH_CHECK(!running_mean || !running_var || running_mean->scalar_type() == running_var->scalar_type(),
+                  "running_mean and running_var must share one dtype");
+  if (num_batches_tracked) {
+    STD_TORCH_CHECK(num_batches_tracked->numel() == 1 && num_batches_tracked->scalar_type() == ScalarType::Long &&
+                        num_batches_tracked->device() == mean.device(),
+                    "num_batches_tracked must be one int64 on the device of mean");
+    args.num_batches_tracked = static_cast<int64_t*>(num_batches_tracked->data_ptr());
+  }
+  STD_TORCH_CHECK(momentum || num_batches_tracked, "momentum None needs num_batches_tracked");
+  args.cumulative = !momentum;
+  args.momentum = momentum.value_or(0.0);
+  Device(mean).update_running(args);
+}
+
+}  // namespace slowfast_fast
