@@ -1,0 +1,31 @@
+"""Loads the operator library, once, at import: every schema and compiled kernel of ``torch.ops.slowfast_fast``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("libslowfast_fast.so")
+
+
+def _load() -> None:
+    oldest = (2, 10)
+    version = tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2])
+    if version < oldest:
+        raise ImportError(f"slowfast_fast needs torch >= 2.10; this environment has {torch.__version__}")
+    if not LIBRARY.is_file():
+        raise ImportError(
+            f"slowfast_fast's operator library is missing: {LIBRARY} does not exist. "
+            "Build it with `pip install .`, or `python setup.py build_ext --inplace` in a source checkout."
+        )
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        raise ImportError(
+            f"slowfast_fast's operator library {LIBRARY} does not load under torch {torch.__version__}: {error}. "
+            "Build it again with `pip install .`, or `python setup.py build_ext --inplace` in a source checkout."
+        ) from error
+
+
+_load()
