@@ -67,8 +67,9 @@ class Switches:
 
     @property
     def folder(self) -> str:
-        kind = "debug" if self.debug else "release"
-        return f"{sys.implementation.cache_tag}-{kind}{'-sanitize' if self.sanitize else ''}"
+        kind = ["debug" if self.debug else "release"]
+        kind += ["sanitize"] if self.sanitize else ["cpu"] if self.cuda is False else []
+        return "-".join([sys.implementation.cache_tag or "python", *kind])
 
 
 class CMakeBuild(build_ext):
