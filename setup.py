@@ -1,8 +1,11 @@
 """Builds the C++ and CUDA code with CMake and Ninja. Everything else about the package stands in pyproject.toml.
 
-Environment: SLOWFAST_FAST_CUDA=0|1 (default: 1 where nvcc is found), SLOWFAST_FAST_CUDA_ARCHS (as CMAKE_CUDA_ARCHITECTURES),
-MAX_JOBS (default: the cores this process may use), DEBUG=1 (unoptimised, with debug information),
-SLOWFAST_FAST_SANITIZE=1 (AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA kernels).
+Environment:
+    SLOWFAST_FAST_CUDA        0 or 1; default: 1 where nvcc is found
+    SLOWFAST_FAST_CUDA_ARCHS  as CMAKE_CUDA_ARCHITECTURES takes them; default: 80-real;90a-real;90-virtual
+    MAX_JOBS                  default: the number of cores that this process may use
+    DEBUG                     1: unoptimised, with debug information
+    SLOWFAST_FAST_SANITIZE    1: AddressSanitizer and UndefinedBehaviorSanitizer, no CUDA kernels
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Switches:
             raise SystemExit("SLOWFAST_FAST_SANITIZE=1 builds no CUDA kernels: unset SLOWFAST_FAST_CUDA or set it to 0")
         archs = os.environ.get("SLOWFAST_FAST_CUDA_ARCHS", "").replace(",", ";").replace(" ", ";").strip(";") or None
         if archs and not re.fullmatch(r"(\d+[af]?(-real|-virtual)?;*)+", archs):
-            raise SystemExit(f"SLOWFAST_FAST_CUDA_ARCHS={archs!r}: expected something like '80-real;90a-real;90-virtual'")
+            raise SystemExit(f"SLOWFAST_FAST_CUDA_ARCHS={archs!r}: expected such as '80-real;90a-real;90-virtual'")
         jobs = os.environ.get("MAX_JOBS", "") or str(len(os.sched_getaffinity(0)))
         if not jobs.isdigit() or int(jobs) < 1:
             raise SystemExit(f"MAX_JOBS={jobs!r}: expected a whole number of at least 1")
@@ -61,8 +64,8 @@ class Switches:
     def __str__(self) -> str:
         cuda = {None: "where nvcc is found", True: "1", False: "0"}[self.cuda]
         return (
-            f"SLOWFAST_FAST_CUDA: {cuda}, SLOWFAST_FAST_CUDA_ARCHS: {self.cuda_archs or 'default'}, MAX_JOBS: {self.jobs}, "
-            f"DEBUG: {int(self.debug)}, SLOWFAST_FAST_SANITIZE: {int(self.sanitize)}"
+            f"SLOWFAST_FAST_CUDA: {cuda}, SLOWFAST_FAST_CUDA_ARCHS: {self.cuda_archs or 'default'}, "
+            f"MAX_JOBS: {self.jobs}, DEBUG: {int(self.debug)}, SLOWFAST_FAST_SANITIZE: {int(self.sanitize)}"
         )
 
     @property
@@ -75,11 +78,12 @@ class Switches:
 class CMakeBuild(build_ext):
     """``build_ext`` that runs CMake. Builds of one folder are incremental, and wait for each other."""
 
-    user_options = build_ext.user_options + [
+    user_options = [
+        *build_ext.user_options,
         ("cmake-dir=", None, "folder of the CMake build [default: build/cmake/<Python, kind>]"),
         ("configure-only", None, "print the build configuration and stop"),
     ]
-    boolean_options = build_ext.boolean_options + ["configure-only"]
+    boolean_options = [*build_ext.boolean_options, "configure-only"]
 
     def initialize_options(self) -> None:
         super().initialize_options()
@@ -138,7 +142,8 @@ class CMakeBuild(build_ext):
     def get_output_mapping(self) -> dict[str, str]:
         if not self.inplace:
             return {}
-        return {os.path.join(self.build_lib, "slowfast_fast", name): str(path) for name, path in self._targets().items()}
+        package = os.path.join(self.build_lib, "slowfast_fast")
+        return {os.path.join(package, name): str(path) for name, path in self._targets().items()}
 
 
 def _run(*command: object) -> None:

@@ -1,8 +1,8 @@
 """PEP 517 build backend of slowfast_fast: setuptools, with build requirements that depend on the machine.
 
-A plain ``requires = ["torch"]`` makes pip download a second torch, the newest CUDA build, for the sake of a few headers.
-Instead, the torch of the environment that the package is installed into is used where there is one; torch becomes a build
-requirement only where there is none. cmake and ninja are required only where PATH has no usable ones.
+A plain ``requires = ["torch"]`` makes pip download a second torch, the newest CUDA build, for the sake of a few
+headers. Instead, the torch of the environment that the package is installed into is used where there is one; torch
+becomes a build requirement only where there is none. cmake and ninja are required only where PATH has no usable ones.
 """
 
 from __future__ import annotations

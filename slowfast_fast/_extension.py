@@ -28,4 +28,13 @@ def _load() -> None:
         ) from error
 
 
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use in this process: "default", "avx2" or "avx512".
+
+    The newest one that both the processor and this build have; ``ATEN_CPU_CAPABILITY`` set to one of these names before
+    the first call asks for an older one.
+    """
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
 _load()

@@ -1,0 +1,70 @@
+# Two commands from a fresh machine: `make demo` and `make test`. Everything else is for daily work; `make help` lists it.
+# Needs python3 (3.10 or newer), a C++17 compiler and, for CUDA kernels, nvcc. The environment is .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The one place that pins torch. Another one: make demo TORCH=torch==2.12.0
+TORCH  ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+# Named after what was asked for, so that another TORCH is installed, not ignored.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench sanitize lint format build clean
+
+help:            ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(STAMP)-demo build  ## classify a real clip with stock and fused SlowFast R50 8x8
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)-test build  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)-bench build  ## measure every op against stock PyTorch and write a table, JSON and a chart
+	$(BIN)/python -m slowfast_fast bench
+
+lint: $(STAMP)-dev  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)-dev  ## format every Python file
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(STAMP)-core  ## compile what changed, beside the Python sources
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# The package, with instrumented C++, lies in a folder of its own and goes first on the path. Python itself is not
+# instrumented, so the runtimes are preloaded, and Python's own allocations at exit are no leaks to report.
+SANITIZED := build/sanitize
+CXX_FILE = $(shell $(CXX) -print-file-name=$(1))
+sanitize: $(STAMP)-test  ## run the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	SLOWFAST_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/base --build-lib $(SANITIZED)/lib
+	PYTHONPATH=$(SANITIZED)/lib PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
+	LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(BIN)/python -m pytest -m "not no_sanitizer" $(SANITIZED_TESTS)
+
+clean:           ## remove what was built; the environment stays
+	rm -rf build dist *.egg-info slowfast_fast/*.so
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# torch first and pinned: the package and its extras then find it and bring no other.
+$(STAMP)-torch: | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" cmake ninja
+	touch $@
+
+$(STAMP)-core: $(STAMP)-torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(STAMP)-demo $(STAMP)-test $(STAMP)-bench $(STAMP)-dev: $(STAMP)-%: $(STAMP)-core
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+	touch $@
