@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -78,12 +79,12 @@ class Switches:
 class CMakeBuild(build_ext):
     """``build_ext`` that runs CMake. Builds of one folder are incremental, and wait for each other."""
 
-    user_options = [
+    user_options: ClassVar[list] = [
         *build_ext.user_options,
         ("cmake-dir=", None, "folder of the CMake build [default: build/cmake/<Python, kind>]"),
         ("configure-only", None, "print the build configuration and stop"),
     ]
-    boolean_options = [*build_ext.boolean_options, "configure-only"]
+    boolean_options: ClassVar[list] = [*build_ext.boolean_options, "configure-only"]
 
     def initialize_options(self) -> None:
         super().initialize_options()
