@@ -1,0 +1,72 @@
+"""The bar chart of a run: how many times faster than stock every variant is, shape by shape."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cases import DIRECTIONS
+from .measure import Measurement
+from .network import NetworkCase
+from .summary import STOCK
+
+# Ours stand out; the stock variants share quiet colours.
+OURS_COLOURS = ("#d62728", "#ff9896", "#8c2d04")
+STOCK_COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#bdbdbd", "#737373")
+
+
+def require_matplotlib() -> None:
+    """Raise ImportError, saying what to install, before anything is measured in vain."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("drawing the chart needs matplotlib: pip install matplotlib") from error
+
+
+def draw(measurements: Sequence[Measurement], path: str | Path, subtitle: str = "") -> None:
+    """Write the chart as PNG: one panel per op and direction, one group of bars per shape."""
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        if measurement.ratio(STOCK) is not None:
+            case = measurement.case
+            op = "slowfast" if isinstance(case, NetworkCase) else case.shape.op
+            panels.setdefault(f"{op}, {DIRECTIONS[case.direction]}", []).append(measurement)
+    if not panels:
+        raise ValueError("no measurement has both stock and ours, there is nothing to draw")
+
+    heights = [sum(len(m.variants) + 1.5 for m in group) * 0.16 + 1.0 for group in panels.values()]
+    figure = Figure(figsize=(11, sum(heights) + 0.8), dpi=110, layout="constrained")
+    figure.suptitle(f"Times faster than stock eager (NCDHW)\n{subtitle}", fontsize=11)
+    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    colours = _colours(measurements)
+    for axis, (title, group) in zip(axes, panels.items(), strict=True):
+        top, ticks, labels = 0.0, [], []
+        for measurement in group:
+            names = sorted(measurement.variants, key=list(colours).index)
+            for offset, name in enumerate(names):
+                ratio = measurement.ratio(STOCK, name)
+                axis.barh(top + offset, ratio, height=0.9, color=colours[name])
+                axis.text(ratio, top + offset, f" {ratio:.2f}", va="center", fontsize=6)
+            ticks.append(top + (len(names) - 1) / 2)
+            labels.append(measurement.case.name.split(" ", 1)[1].rsplit(" ", 1)[0])
+            top += len(names) + 1.5
+        axis.set_yticks(ticks, labels, fontsize=7)
+        axis.invert_yaxis()
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.margins(x=0.06, y=0.01)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = [axes[0].barh(0, 0, color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    figure.savefig(path, format="png")
+
+
+def _colours(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """A colour for each variant that ran, ours first."""
+    names = list(dict.fromkeys(name for measurement in measurements for name in measurement.variants))
+    ours = [name for name in names if name.startswith("slowfast_fast")]
+    others = [name for name in names if name not in ours]
+    return {
+        **{name: OURS_COLOURS[i % len(OURS_COLOURS)] for i, name in enumerate(ours)},
+        **{name: STOCK_COLOURS[i % len(STOCK_COLOURS)] for i, name in enumerate(others)},
+    }

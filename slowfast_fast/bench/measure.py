@@ -1,0 +1,190 @@
+"""Interleaved measurement: every round runs every variant once, so that a machine that changes speed does so for all.
+
+Figures are medians over the rounds, ratios are ratios of medians. What the machine can do at best is measured in the
+same rounds: a copy that moves as many bytes as the case must move (so it meets the same level of cache), and a square
+matrix product in the case's dtype.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .network import NetworkCase
+
+COPY, GEMM = "copy", "gemm"
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+L2_FLUSH_BYTES = 256 << 20
+# Largest relative L2 error against float64 with which a variant still counts as doing the same work: of the result, of
+# a gradient. This only keeps a broken variant out of the table, the tests judge exactness. A pre-activation that rounds
+# to the other side of zero flips a whole element of the ReLU mask, hence the wide bounds for gradients.
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-10),
+    torch.float32: (1e-5, 1e-2),
+    torch.bfloat16: (2e-2, 2e-1),
+    torch.float16: (3e-3, 1e-1),
+}
+# The same for the whole network, whose gradients amplify rounding layer by layer. TODO
+NETWORK_TOLERANCE = {
+    torch.float64: (1e-10, 1e-6),
+    torch.float32: (1e-3, 1e-1),
+    torch.bfloat16: (2e-1, 1.0),
+    torch.float16: (5e-2, 5e-1),
+}
+
+
+class CpuClock:
+    """Wall-clock seconds of one call."""
+
+    def time(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+class CudaClock:
+    """Seconds on the device between two events around one call, its L2 cache flushed before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device)
+
+    def time(self, call: Callable[[], object]) -> float:
+        self._flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def clock_for(device: torch.device) -> CpuClock | CudaClock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+class Race:
+    """Runs a set of calls in rounds and keeps the seconds of each."""
+
+    def __init__(self, calls: Mapping[str, Callable[[], object]], clock: CpuClock | CudaClock) -> None:
+        self.calls = dict(calls)
+        self.seconds: dict[str, list[float]] = {name: [] for name in self.calls}
+        self._clock = clock
+        self._rounds = 0
+
+    def warm_up(self, times: int = 2) -> None:
+        for call in self.calls.values():
+            for _ in range(times):
+                self._clock.time(call)
+
+    def run(self, name: str) -> None:
+        self.seconds[name].append(self._clock.time(self.calls[name]))
+
+    def round(self, without: str | None = None) -> None:
+        """Every call once, beginning one further in each round so that none always follows the same neighbour."""
+        names = [name for name in self.calls if name != without]
+        first = self._rounds % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            self.run(name)
+        self._rounds += 1
+
+
+def limits(case: Case | NetworkCase, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The two calls that measure what the machine can do: see the module's docstring."""
+    half = case.bytes // 2
+    source, target = (torch.zeros(half, dtype=torch.int8, device=device) for _ in range(2))
+    n = GEMM_SIZE[device.type]
+    a, b = (torch.randn(n, n, device=device).to(case.dtype) for _ in range(2))
+    return {COPY: lambda: target.copy_(source), GEMM: lambda: torch.mm(a, b)}
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """L2 norm of the difference over that of `exact`, in float64."""
+    exact = exact.double()
+    return float((result.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+
+
+def disagreement(
+    results: Mapping[str, Tensor], exact: Mapping[str, Tensor], tolerance: tuple[float, float]
+) -> tuple[float, str | None]:
+    """The largest relative error among the results, and what is wrong with them (None when nothing is)."""
+    if results.keys() != exact.keys():
+        return float("inf"), f"gave {sorted(results)} where {sorted(exact)} was expected"
+    worst = 0.0
+    for name, tensor in exact.items():
+        if results[name].shape != tensor.shape:
+            return float("inf"), f"{name} has shape {tuple(results[name].shape)}, expected {tuple(tensor.shape)}"
+        error = relative_error(results[name], tensor)
+        allowed = tolerance[0 if name == "y" else 1]
+        if not error <= allowed:  # also true for NaN
+            return error, f"relative error of {name} against float64 is {error:.1e}, more than {allowed:.0e}"
+        worst = max(worst, error)
+    return worst, None
+
+
+@dataclass
+class Measurement:
+    """All that one case gave: seconds per variant and round, errors against float64, and who could not run and why."""
+
+    case: Case | NetworkCase
+    device: str
+    ours: str  # the variant that `auto` picks
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def occurrences(self) -> int:
+        """How often the network runs this case."""
+        return self.case.shape.count if isinstance(self.case, Case) else 1
+
+    @property
+    def variants(self) -> list[str]:
+        return [name for name in self.seconds if name not in (COPY, GEMM)]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def spread(self, name: str) -> float:
+        """Distance between the quartiles over the median: how much the machine wavered. 0 for fewer than two rounds."""
+        seconds = self.seconds[name]
+        if len(seconds) < 2:
+            return 0.0
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        return (high - low) / middle
+
+    def ratio(self, baseline: str, name: str | None = None) -> float | None:
+        """How many times faster `name` (by default ours) is than the baseline; None when one of the two did not run."""
+        name = name or self.ours
+        if name not in self.seconds or baseline not in self.seconds:
+            return None
+        return self.median(baseline) / self.median(name)
+
+    def gigabytes_per_second(self, name: str) -> float:
+        return self.case.bytes / self.median(name) / 1e9
+
+    def gigaflops_per_second(self, name: str) -> float:
+        return self.case.flops / self.median(name) / 1e9
+
+    @property
+    def copy_gigabytes_per_second(self) -> float:
+        return self.gigabytes_per_second(COPY)
+
+    @property
+    def gemm_gigaflops_per_second(self) -> float:
+        return 2 * GEMM_SIZE[self.device] ** 3 / self.median(GEMM) / 1e9
+
+    @property
+    def limit_seconds(self) -> float:
+        """The least time the machine needs: the bytes at the copy's rate or the FLOPs at the gemm's, the longer one."""
+        return max(self.median(COPY), self.case.flops / self.gemm_gigaflops_per_second / 1e9)
+
+    @property
+    def bound(self) -> str:
+        return "memory" if self.limit_seconds == self.median(COPY) else "compute"
+
+    def percent_of_limit(self, name: str) -> float:
+        return 100 * self.limit_seconds / self.median(name)

@@ -1,0 +1,132 @@
+"""The whole network as a case: eval forward and training step of SlowFast R50 8x8, stock and ours, same weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import create_slowfast
+from ..reference.slowfast import create_slowfast as create_reference
+from .cases import ELEMENT_SIZE
+from .variants import Runner, compile_now
+
+OP = "slowfast"
+SLOW_FRAMES, ALPHA = 8, 4
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """SlowFast R50 8x8 on clips of `crop` x `crop` pixels; `direction` as in `cases.DIRECTIONS`."""
+
+    crop: int
+    batch: int
+    direction: str
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{OP} R50 8x8 batch {self.batch} at {self.crop} {self.direction}"
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Shapes of the slow and the fast input."""
+        return [(self.batch, 3, frames, self.crop, self.crop) for frames in (SLOW_FRAMES, SLOW_FRAMES * ALPHA)]
+
+    @property
+    def bytes(self) -> int:
+        """Inputs and parameters, once: a bound that no fusion can go below, far under what any layer-wise run moves."""
+        return (_counts(self)[1] + sum(torch.Size(size).numel() for size in self.sizes)) * ELEMENT_SIZE[self.dtype]
+
+    @property
+    def flops(self) -> int:
+        """Of the convolutions and the linear layer, as `torch.utils.flop_counter` counts them."""
+        return _counts(self)[0]
+
+
+def _create(create: Callable[..., nn.Module], case: NetworkCase) -> nn.Module:
+    """The network at the crop of the case, without dropout so that variants can be compared in training."""
+    size = case.crop // 32
+    pools = ((SLOW_FRAMES, size, size), (SLOW_FRAMES * ALPHA, size, size))
+    return create(dropout_rate=0.0, head_pool_kernel_sizes=pools)
+
+
+@lru_cache
+def _counts(case: NetworkCase) -> tuple[int, int]:
+    """FLOPs and number of parameters, counted on the reference without computing anything."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = _create(create_reference, case)
+        inputs = [torch.empty(size) for size in case.sizes]
+        output = model(inputs)
+        if case.direction == "bwd":
+            output.sum().backward()
+    return counter.get_total_flops(), sum(parameter.numel() for parameter in model.parameters())
+
+
+class NetworkProblem:
+    """Inputs, labels and weights of a case, shared by its variants."""
+
+    def __init__(self, case: NetworkCase, device: torch.device, seed: int = 0) -> None:
+        self.case, self.device = case, device
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = [torch.randn(size, generator=generator).to(device, case.dtype) for size in case.sizes]
+        self.labels = torch.arange(case.batch, device=device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _create(create_reference, case)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm3d):  # the zero gammas of a fresh network would hide whole branches
+                module.weight.data.uniform_(0.5, 1.5, generator=generator)
+        self.state = {key: value.to(device) for key, value in model.state_dict().items()}
+
+    def runner(
+        self,
+        create: Callable[..., nn.Module],
+        memory_format: torch.memory_format,
+        *,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> Runner:
+        """The case on a network of its own, in `dtype` if given. Half precision means autocast over float32."""
+        dtype = dtype or self.case.dtype
+        half = torch.finfo(dtype).bits == 16
+        training = self.case.direction == "bwd"
+        model = _create(create, self.case).to(self.device)
+        model.load_state_dict(self.state)
+        model = model.to(dtype=torch.float32 if half else dtype, memory_format=memory_format).train(training)
+        inputs = [tensor.to(dtype, copy=True).contiguous(memory_format=memory_format) for tensor in self.inputs]
+        options = {"freezing": True} if compiled and not training else None
+        network = torch.compile(model, dynamic=False, options=options) if compiled else model
+        first, last = model.blocks[0].multipathway_blocks[0].conv.weight, model.blocks[-1].proj.weight
+
+        def forward() -> Tensor:
+            with torch.autocast(self.device.type, dtype, enabled=half):
+                return network(list(inputs))  # a list of its own, because pytorchvideo's network writes into it
+
+        @torch.no_grad()
+        def evaluate() -> dict[str, Tensor]:
+            return {"y": forward()}
+
+        def train() -> dict[str, Tensor]:
+            model.zero_grad()
+            logits = forward()
+            F.cross_entropy(logits, self.labels).backward()
+            return {"y": logits.detach(), "dfirst": first.grad, "dlast": last.grad}
+
+        runner = train if training else evaluate
+        return compile_now(runner) if compiled else runner
+
+
+NETWORK_STOCK: dict[str, Callable[[NetworkProblem], Runner]] = {
+    "stock": lambda problem: problem.runner(create_reference, torch.contiguous_format),
+    "stock channels_last_3d": lambda problem: problem.runner(create_reference, torch.channels_last_3d),
+    "torch.compile": lambda problem: problem.runner(create_reference, torch.channels_last_3d, compiled=True),
+}
+
+
+def network_of_ours(problem: NetworkProblem) -> Runner:
+    """Our network on the backends that `auto` picks."""
+    return problem.runner(create_slowfast, torch.channels_last_3d)

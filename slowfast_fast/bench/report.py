@@ -1,0 +1,152 @@
+"""What a run of the benchmarks leaves behind: the table, the summary with its targets, and the JSON document."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from .measure import Measurement
+from .network import NetworkCase
+from .summary import STOCK, summarise
+
+SCHEMA = 1
+
+
+def table(measurement: Measurement) -> str:
+    """One case as text: a heading with its size and the machine's limits, then a line per variant, fastest first."""
+    case = measurement.case
+    copy, gemm = measurement.copy_gigabytes_per_second, measurement.gemm_gigaflops_per_second
+    lines = [
+        f"{case.name}: {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
+        f"(copy {copy:.1f} GB/s, gemm {gemm:.0f} GFLOP/s)",
+        f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{'GB/s':>8}{'GFLOP/s':>9}{'% limit':>9}{'error':>9}",
+    ]
+    for name in sorted(measurement.variants, key=measurement.median):
+        ratio = measurement.ratio(STOCK, name)
+        lines.append(
+            f"  {name + (' *' if name == measurement.ours else ''):<26}"
+            f"{measurement.median(name) * 1e3:>9.3f}"
+            f"{measurement.spread(name):>7.0%} "
+            f"{'' if ratio is None else f'{ratio:.2f}':>8} "
+            f"{measurement.gigabytes_per_second(name):>7.1f} "
+            f"{measurement.gigaflops_per_second(name):>8.1f} "
+            f"{measurement.percent_of_limit(name):>8.0f} "
+            f"{measurement.errors[name]:>8.0e}"
+        )
+    lines += [f"  {name}: not run, {reason}" for name, reason in measurement.unavailable.items()]
+    return "\n".join(lines)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["gpu"] = properties.name
+        found["compute_capability"] = f"{properties.major}.{properties.minor}"
+    return found
+
+
+def versions() -> dict[str, str | None]:
+    return {
+        "slowfast_fast": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "os": platform.platform(),
+    }
+
+
+def document(measurements: Sequence[Measurement], device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
+    """The JSON document of a run. Times are seconds, one per round; rates are 10^9 bytes and operations per second."""
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(device),
+        "settings": settings,
+        "summary": [
+            {
+                "goal": str(answer.goal),
+                **asdict(answer.goal),
+                "target": answer.target,
+                "ratio": answer.ratio,
+                "measured": answer.measured,
+                "expected": answer.expected,
+                "met": answer.met,
+            }
+            for answer in summarise(measurements)
+        ],
+        "cases": [_case(measurement) for measurement in measurements],
+    }
+
+
+def _case(measurement: Measurement) -> dict[str, Any]:
+    case = measurement.case
+    shape = {"crop": case.crop, "batch": case.batch} if isinstance(case, NetworkCase) else asdict(case.shape)
+    return {
+        "name": case.name,
+        "direction": case.direction,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "shape": shape,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "limit": {
+            "seconds": measurement.limit_seconds,
+            "bound": measurement.bound,
+            "copy_gigabytes_per_second": measurement.copy_gigabytes_per_second,
+            "gemm_gigaflops_per_second": measurement.gemm_gigaflops_per_second,
+        },
+        "ours": measurement.ours,
+        "variants": {name: rates(measurement, name) for name in measurement.variants},
+        "unavailable": measurement.unavailable,
+    }
+
+
+def rates(measurement: Measurement, name: str) -> dict[str, Any]:
+    """All figures of one variant."""
+    return {
+        "median": measurement.median(name),
+        "seconds": measurement.seconds[name],
+        "speedup_over_stock": measurement.ratio(STOCK, name),
+        "gigabytes_per_second": measurement.gigabytes_per_second(name),
+        "gigaflops_per_second": measurement.gigaflops_per_second(name),
+        "percent_of_limit": measurement.percent_of_limit(name),
+        "relative_error": measurement.errors[name],
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is in, marked where tracked files differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with changes" if changes else commit

@@ -1,0 +1,94 @@
+"""From a case to a measurement: build every variant, check that they agree with float64, then race them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from ..backend import BACKENDS, choose
+from .cases import DIRECTIONS, Case
+from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits
+from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, create_reference, network_of_ours
+from .shapes import network_shapes
+from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eager
+
+OPS = ("temporal_conv", "lateral_concat", OP)
+COMPILED = "torch.compile"
+
+
+def find_cases(
+    ops: Sequence[str], directions: Sequence[str], dtype: torch.dtype, *, crop: int = 224, batch: int = 1
+) -> list[Case | NetworkCase]:
+    """Every case of SlowFast R50 8x8 for those ops (of `OPS`) and directions (of `cases.DIRECTIONS`), op by op.
+
+    Raises:
+        ValueError: an op or a direction is unknown, or the crop is no multiple of 32.
+    """
+    for argument, values, known in (("ops", ops, OPS), ("directions", directions, tuple(DIRECTIONS))):
+        for value in values:
+            if value not in known:
+                raise ValueError(f"{argument}: expected some of {known}, got {value!r}")
+    shapes = network_shapes(crop, batch=batch)
+    cases: list[Case | NetworkCase] = []
+    for op in ops:
+        for direction in directions:
+            if op == OP:
+                cases.append(NetworkCase(crop, batch, direction, dtype))
+            cases += [Case(shape, direction, dtype) for shape in shapes if shape.op == op]
+    return cases
+
+
+def prepare(
+    case: Case | NetworkCase, device: torch.device, *, compile: bool = True, seed: int = 0
+) -> tuple[Measurement, Race]:
+    """The variants of a case, checked and warmed up, ready to run in rounds; and the measurement that the rounds fill.
+
+    A variant that can't run the case, or gives wrong numbers, is left out; `Measurement.unavailable` says why.
+    """
+    builders, chosen, exact, tolerance = _variants(case, device, seed)
+    measurement = Measurement(case, device.type, chosen)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, build in builders.items():
+        if name == COMPILED and not compile:
+            measurement.unavailable[name] = "left out: compiling every case takes minutes"
+            continue
+        try:
+            runner = build()
+        except Unavailable as reason:
+            measurement.unavailable[name] = str(reason)
+            continue
+        measurement.errors[name], wrong = disagreement(runner(), exact, tolerance)
+        if wrong is None:
+            calls[name] = runner
+        else:
+            measurement.unavailable[name] = wrong
+    race = Race({**calls, **limits(case, device)}, clock_for(device))
+    race.warm_up()
+    measurement.seconds = race.seconds
+    return measurement, race
+
+
+def _variants(
+    case: Case | NetworkCase, device: torch.device, seed: int
+) -> tuple[dict[str, Callable[[], Runner]], str, dict[str, torch.Tensor], tuple[float, float]]:
+    """Builders by name, the name that `auto` picks, the results in float64, and how far from them a variant may be."""
+    if isinstance(case, NetworkCase):
+        network = NetworkProblem(case, device, seed)
+        stock = {name: lambda build=build: build(network) for name, build in NETWORK_STOCK.items()}
+        exact = network.runner(create_reference, torch.contiguous_format, dtype=torch.float64)()
+        return {**stock, OURS: lambda: network_of_ours(network)}, OURS, exact, NETWORK_TOLERANCE[case.dtype]
+    problem = Problem.random(case, device, seed)
+    stock = {name: lambda build=build: build(problem) for name, build in STOCK.items()}
+    own = {f"{OURS} {backend}": lambda backend=backend: ours(problem, backend) for backend in BACKENDS}
+    chosen = choose(problem.op, *problem.tensors).backend
+    return {**stock, **own}, f"{OURS} {chosen}", stock_eager(problem.to(dtype=torch.float64))(), TOLERANCE[case.dtype]
+
+
+def run(
+    cases: Sequence[Case | NetworkCase], device: torch.device, *, rounds: int, compile: bool = True, seed: int = 0
+) -> Iterator[Measurement]:
+    """Measure case after case, `rounds` rounds each."""
+    for case in cases:
+        measurement, race = prepare(case, device, compile=compile, seed=seed)
+        for _ in range(rounds):
+            race.round()
+        yield measurement
