@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _extension  # noqa: F401  (loads the operator library, before anything asks for its operators)
+from . import ops
 from ._version import __version__
 from .backend import backend, explain
 
@@ -12,13 +12,9 @@ __all__ = ["__version__", "backend", "create_slowfast", "create_slowfast_with_ro
 
 
 def __getattr__(name: str) -> Any:
-    """Modules and models on first use, so that `import slowfast_fast` costs little beyond torch itself."""
+    """The models on first use, so that `import slowfast_fast` costs little beyond torch itself."""
     if name in ("create_slowfast", "create_slowfast_with_roi_head"):
         from . import models
 
         return getattr(models, name)
-    if name == "ops":
-        import importlib
-
-        return importlib.import_module(".ops", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

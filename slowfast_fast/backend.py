@@ -1,11 +1,11 @@
 """Which backend runs which op, and why.
 
-``auto`` takes the first backend of :data:`BACKENDS` that can run a call. One is forced for the whole process by the environment
-variable ``SLOWFAST_FAST_BACKEND`` (read when the package is imported), or for a block of one thread by the context manager
-:class:`backend`; a forced backend that cannot run a call raises and says why.
+``auto`` takes the first backend of :data:`BACKENDS` that can run a call. One is forced for the whole process by the
+environment variable ``SLOWFAST_FAST_BACKEND`` (read when the package is imported), or for a block of one thread by
+the context manager :class:`backend`; a forced backend that cannot run a call raises and says why.
 
-While :func:`slowfast_fast.explain` runs a model, every op and every fused block leaves a note of what it did here (``recording``,
-``note``); at any other time the recorder does not exist.
+While :func:`slowfast_fast.explain` runs a model, every op and every fused block leaves a note of what it did here
+(``recording``, ``note``); at any other time the recorder does not exist.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ENVIRONMENT_VARIABLE = "SLOWFAST_FAST_BACKEND"
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend accepts. ``library`` is the namespace of ``torch.ops`` that holds its kernels; None: plain PyTorch, which takes
-    any device and dtype that PyTorch's own convolution takes."""
+    """What a backend accepts. ``library`` is the namespace of ``torch.ops`` that holds its kernels; None: plain
+    PyTorch, which takes any device and dtype that PyTorch's own convolution takes."""
 
     name: str
     library: str | None = None
@@ -56,8 +56,8 @@ KERNELS = {
     "lateral_concat_bn": ("lateral_concat_bn", "temporal_conv_bn_backward", "update_running_stats"),
 }
 
-# Per backend and op, the kernels that this build lacks. Asked once: the library does not change after it was loaded, and
-# torch.compile can read a table but not question the dispatcher.
+# Per backend and op, the kernels that this build lacks. Asked once: the library does not change after it was loaded,
+# and torch.compile can read a table but not question the dispatcher.
 _MISSING = {
     (b.name, op): tuple(
         k
@@ -98,10 +98,11 @@ _thread = _PerThread()
 
 
 class backend:
-    """Context manager that makes every op called by this thread in the block run on backend ``name``, and undoes it at the end.
+    """Context manager that makes every op called by this thread in the block run on backend ``name``, and undoes it
+    at the end.
 
-    ``auto`` lifts a choice made outside. A compiled function is compiled once more for each backend it is called under; the backward
-    runs on the backend of its forward.
+    ``auto`` lifts a choice made outside. A compiled function is compiled once more for each backend it is called
+    under; the backward runs on the backend of its forward.
 
     Raises ValueError for an unknown name. A call that the backend cannot run raises RuntimeError with the reason.
     """
@@ -120,7 +121,8 @@ class backend:
 
 
 def can_run(name: str, op: str, *tensors: Tensor) -> str | None:
-    """None if backend ``name`` can run public op ``op`` on these tensors (of one device and dtype), else the reason why not."""
+    """None if backend ``name`` can run public op ``op`` on these tensors (of one device and dtype), else the reason
+    why not."""
     b = BACKENDS[check_name(name)]
     if b.library is None:
         return None
@@ -159,7 +161,8 @@ def choose(op: str, *tensors: Tensor) -> Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of :func:`slowfast_fast.explain`: an op with the modules that it covered, or a module that ran as itself."""
+    """One line of :func:`slowfast_fast.explain`: an op with the modules that it covered, or a module that ran as
+    itself."""
 
     modules: tuple[str, ...]  # paths in the model
     what: str  # the op, or the type of the module
@@ -191,8 +194,9 @@ def recording() -> bool:
 def note(modules: Iterable[nn.Module | None], op: str | None, reason: str = "") -> None:
     """For the blocks of ``nn/``; call it only while :func:`recording`.
 
-    With ``op``: the next op called runs on behalf of ``modules``, and ``reason`` is added to its row. With ``op`` None: ``modules`` are
-    about to run one by one, as modules, and ``reason`` says why they were not fused. None among ``modules`` is skipped.
+    With ``op``: the next op called runs on behalf of ``modules``, and ``reason`` is added to its row. With ``op``
+    None: ``modules`` are about to run one by one, as modules, and ``reason`` says why they were not fused. None
+    among ``modules`` is skipped.
     """
     recorder = _thread.recorder
     assert recorder is not None, "note() is for code that runs under recording()"
@@ -238,9 +242,11 @@ class Explanation:
         for row in self.rows:
             shapes = f"{', '.join(map(_by, row.inputs))} -> {', '.join(map(_by, row.outputs))}"
             lines.append((_braces(row.modules), row.what, row.backend, shapes, row.reason))
-        widths = [max(map(len, column)) for column in zip(*lines)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, tuple("-" * width for width in widths))
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -261,11 +267,13 @@ def _braces(paths: tuple[str, ...]) -> str:
 def explain(model: nn.Module, inputs: Any, *, show: bool = True) -> Explanation:
     """Run ``model(inputs)`` once and tell which backend ran each layer, and why.
 
-    The model runs in the mode it is in (train or eval), eagerly even if it is compiled, without gradients. Its buffers (BatchNorm
-    statistics), the state of PyTorch's random number generators and a list given as ``inputs`` are as before afterwards.
+    The model runs in the mode it is in (train or eval), eagerly even if it is compiled, without gradients. Its
+    buffers (BatchNorm statistics), the state of PyTorch's random number generators and a list given as ``inputs``
+    are as before afterwards.
 
     Args:
-        model: any module; modules that no op of this package covered are shown as stock modules ("torch") with the reason.
+        model: any module; modules that no op of this package covered are shown as stock modules ("torch") with the
+            reason.
         inputs: what the model takes as its one argument; for SlowFast the list [slow, fast] of (N, C, T, H, W) tensors.
         show: print the table as well.
 
@@ -275,7 +283,8 @@ def explain(model: nn.Module, inputs: Any, *, show: bool = True) -> Explanation:
     model = getattr(model, "_orig_mod", model)
     recorder = Recorder({id(module): path for path, module in model.named_modules()})
 
-    # A hook on all modules of the process rather than one on each: fused blocks step aside for modules that carry hooks.
+    # A hook on all modules of the process rather than one on each: fused blocks step aside for modules that carry
+    # hooks.
     def on_forward(module: nn.Module, args: Any, output: Any) -> None:
         if _thread.recorder is recorder and id(module) in recorder.paths and not any(module.children()):
             reason = recorder.unfused.get(id(module), "no op of this package covers it")

@@ -1,0 +1,71 @@
+"""BatchNorm as the ops take it: which statistics it uses, its folded form, and its running statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._common import LIBRARY, accumulator
+
+
+class BatchNorm(NamedTuple):
+    """The BatchNorm arguments of an op, as nn.BatchNorm3d means them."""
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    momentum: float | None
+    eps: float
+    training: bool
+
+    def check(self, weight: Tensor, output_shape: tuple[int, ...]) -> None:
+        """Raise ValueError or TypeError for what nn.BatchNorm3d or this package does not take."""
+        _checks.flag("training", self.training)
+        for name in ("gamma", "beta", "running_mean", "running_var"):
+            _checks.vector(name, getattr(self, name), weight)
+        _checks.running_stats(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, weight)
+        if self.of_batch():
+            _checks.batch_statistics(output_shape, self.eps)
+        elif self.eps < 0:
+            raise ValueError(f"eps must not be negative; got {self.eps}")
+
+    def of_batch(self) -> bool:
+        """Whether the statistics are the batch's: in training, and where no running ones are kept."""
+        return self.training or self.running_mean is None
+
+    def fold(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift that apply the running statistics, differentiable in gamma and beta."""
+        gamma, beta = self.accumulators(x)
+        mean = accumulator(self.running_mean, x, "running_mean")
+        var = accumulator(self.running_var, x, "running_var")
+        assert mean is not None
+        assert var is not None
+        scale = torch.rsqrt(var + self.eps)
+        if gamma is not None:
+            scale = gamma * scale
+            if scale.requires_grad:
+                # Autograd keeps mean for the gradient of gamma; a training step before that backward would move the
+                # buffer.
+                mean = mean.clone()
+        return scale, -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
+
+    def accumulators(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """gamma and beta in the dtype that the kernels sum in."""
+        return accumulator(self.gamma, x, "gamma"), accumulator(self.beta, x, "beta")
+
+    def update_running_stats(self, mean: Tensor, unbiased_var: Tensor, output: Tensor) -> None:
+        """Move the running statistics towards those of the batch that gave ``output``; an empty batch is counted and
+        no more."""
+        if self.running_mean is None:
+            return
+        if output.shape[0] > 0:
+            LIBRARY.update_running_stats.default(
+                self.running_mean, self.running_var, self.num_batches_tracked, mean, unbiased_var, self.momentum
+            )
+        elif self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)

@@ -1,0 +1,46 @@
+"""What every op does around its kernel: autocast, accumulation dtypes, the call itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from ._layout import as_dense
+
+LIBRARY = torch.ops.slowfast_fast
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the active autocast dtype of their device. As in PyTorch's own convolutions, float64 is left
+    alone."""
+    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "meta")
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def accumulator(vector: Tensor | None, x: Tensor, argument: str) -> Tensor | None:
+    """A per-channel vector in the dtype that the kernels sum in. Differentiable."""
+    return None if vector is None else as_dense(vector.to(accumulation_dtype(x)), argument)
+
+
+def call(op: OpOverload, *arguments: Any) -> Any:
+    """``op(*arguments)``, past the Python autograd layer where no gradient is wanted: that layer costs more than
+    some kernels."""
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    ):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)

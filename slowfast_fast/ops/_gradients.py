@@ -1,0 +1,95 @@
+"""The two backward formulas, shared by the ops whose convolution they differentiate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._common import LIBRARY, accumulation_dtype, call
+from ._layout import as_rows, empty_channels_last
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def affine_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    y: Tensor | None,
+    geometry: tuple[int, int, int],
+    needs: tuple[bool, ...],
+) -> Gradients:
+    """Gradients of x, weight, scale, shift and residual; None for those that ``needs`` does not ask for.
+
+    ``y`` is the op's output, given exactly where it went through a ReLU. ``geometry``: stride, padding, dilation.
+    """
+    grad = as_rows(grad, "grad")
+    return _wanted(LIBRARY.temporal_conv_backward.default, (grad, x, weight, scale, y, *geometry), needs, y is not None)
+
+
+def batch_norm_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    raw: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    geometry: tuple[int, int, int],
+    relu: bool,
+    needs: tuple[bool, ...],
+) -> Gradients:
+    """Gradients of x, weight, gamma, beta and residual; None for those that ``needs`` does not ask for."""
+    grad = as_rows(grad, "grad")
+    saved = (x, weight, gamma, beta, residual, raw, mean, invstd)
+    return _wanted(LIBRARY.temporal_conv_bn_backward.default, (grad, *saved, *geometry, relu), needs, relu)
+
+
+def _wanted(op: Any, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: bool) -> Gradients:
+    """``op``'s results where needed. Without a ReLU the residual's gradient is the incoming one, which is the first
+    argument."""
+    *of_conv, of_residual = needs
+    asked = (*of_conv, of_residual and relu)
+    results = call(op, *arguments, *asked) if any(asked) else (None,) * len(asked)
+    wanted = [result if need else None for result, need in zip(results, asked, strict=True)]
+    if of_residual and not relu:
+        wanted[-1] = arguments[0]
+    return tuple(wanted)
+
+
+def empty_vector(x: Tensor, weight: Tensor) -> Tensor:
+    """One value per output channel, in the accumulation dtype."""
+    return torch.empty(weight.shape[0], dtype=accumulation_dtype(x), device=x.device)
+
+
+def forbid_double_backward(backward_op: str, public_names: str) -> None:
+    """Make a gradient of what ``backward_op`` returns raise, naming the ops that it serves."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(f"double backward through {public_names} is not supported: its gradients have no gradient")
+
+    torch.library.register_autograd(f"slowfast_fast::{backward_op}", refuse)
+
+
+def _fake_backward(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
+    *_, need_x, need_weight, need_scale, need_shift, need_residual = rest
+    return (
+        empty_channels_last(x, x.shape) if need_x else x.new_empty(0),
+        torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if need_weight else x.new_empty(0),
+        empty_vector(x, weight) if need_scale else x.new_empty(0),
+        empty_vector(x, weight) if need_shift else x.new_empty(0),
+        empty_channels_last(x, grad.shape) if need_residual else x.new_empty(0),
+    )
+
+
+for _name, _serves in (
+    ("temporal_conv_backward", "temporal_conv or lateral_concat"),
+    ("temporal_conv_bn_backward", "temporal_conv_bn or lateral_concat_bn"),
+):
+    torch.library.register_fake(f"slowfast_fast::{_name}", _fake_backward)
+    forbid_double_backward(_name, _serves)

@@ -1,0 +1,41 @@
+"""The one place that changes a memory layout. A copy made here is shown by explain()."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import note_copy
+
+
+def is_rows(tensor: Tensor) -> bool:
+    """Whether an (N, C, T, H, W) tensor is rows of C adjacent channels whose positions (h, w) lie one stride apart.
+
+    N, T and W may have any stride: dense channels_last_3d tensors, channel slices of a wider one, slices in time and
+    of a batch all are. A dimension of size 1 has no stride to speak of.
+    """
+    _, channels, _, height, width = tensor.shape
+    _, stride_c, _, stride_h, stride_w = tensor.stride()
+    return (channels == 1 or stride_c == 1) and (height == 1 or width == 1 or stride_h == width * stride_w)
+
+
+def as_rows(tensor: Tensor, argument: str) -> Tensor:
+    """``tensor`` itself where it is rows, else a dense channels_last_3d copy of it."""
+    if is_rows(tensor):
+        return tensor
+    note_copy(argument, tensor)
+    return tensor.contiguous(memory_format=torch.channels_last_3d)
+
+
+def as_dense(tensor: Tensor, argument: str) -> Tensor:
+    """``tensor`` itself where its memory is dense in the order of its dimensions (a weight, a per-channel vector),
+    else a copy."""
+    if tensor.is_contiguous():
+        return tensor
+    note_copy(argument, tensor)
+    return tensor.contiguous()
+
+
+def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An output as every kernel allocates it: dense channels_last_3d, with the dtype and device of ``like``."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)

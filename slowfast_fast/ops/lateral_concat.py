@@ -1,0 +1,221 @@
+"""Lateral connection (paper section 3.4): the fast pathway's time-strided convolution, written beside the slow
+pathway's channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backend import choose, note_call
+from . import _checks
+from ._batch_norm import BatchNorm
+from ._common import LIBRARY, accumulator, autocast, call
+from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
+from ._layout import as_dense, as_rows, empty_channels_last
+
+
+def lateral_concat(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    alpha: int,
+    padding: int | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """out = [slow, act(scale * conv(fast) + shift)] along the channels: the lateral connection with inference-mode
+    BatchNorm as scale and shift. Stock: nn.Conv3d with stride (alpha, 1, 1), nn.BatchNorm3d, nn.ReLU and torch.cat,
+    as one write of the result.
+
+    Args:
+        slow: (N, C_slow, T, H, W), of fast's dtype. Read in place where its memory is rows of channels
+            (torch.channels_last_3d, or a slice of it in any dimension), else copied once; fast likewise.
+        fast: (N, C, T_fast, H, W), float32, float16, bfloat16 or float64; N may be 0.
+        weight: (K, C, kt, 1, 1), of fast's dtype.
+        scale, shift: (K,) in float32 or fast's dtype; None stands for 1 and 0.
+        alpha: the stride in T_fast, the ratio of the frame rates.
+        padding: in T_fast; None means kt // 2, for odd kt only.
+        relu: whether act is ReLU or nothing.
+
+    Under autocast slow, fast and weight are cast to the active dtype. Sums are kept in float32 (float64 for float64).
+
+    Returns:
+        (N, C_slow + K, T, H, W), dense channels_last_3d.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, or (T_fast + 2 * padding - kt) // alpha + 1 is not T; the
+        message names it. RuntimeError: the backend that was asked for cannot run the call. A double backward raises
+        too.
+    """
+    slow, fast, weight = autocast(slow, fast, weight)
+    padding, _ = _check_lateral(slow, fast, weight, alpha, padding, relu)
+    _checks.vector("scale", scale, weight)
+    _checks.vector("shift", shift, weight)
+    return _affine(slow, fast, weight, scale, shift, alpha, padding, relu)
+
+
+def lateral_concat_bn(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    training: bool,
+    alpha: int,
+    padding: int | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """out = [slow, act(batch_norm(conv(fast)))] along the channels, BatchNorm as
+    :func:`slowfast_fast.ops.temporal_conv_bn` has it.
+
+    Args:
+        slow, fast, weight, alpha, padding, relu: as :func:`lateral_concat`.
+        gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training: as
+            :func:`slowfast_fast.ops.temporal_conv_bn`.
+
+    Returns:
+        As :func:`lateral_concat`.
+
+    Raises:
+        As :func:`lateral_concat`, and ValueError when batch statistics are asked of a single value per channel.
+    """
+    slow, fast, weight = autocast(slow, fast, weight)
+    padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
+    bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    bn.check(weight, lateral_shape)
+    if not bn.of_batch():
+        return _affine(slow, fast, weight, *bn.fold(fast), alpha, padding, relu)
+    slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
+    choice = choose("lateral_concat_bn", fast)
+    if choice.backend == "reference":
+        out = reference.lateral_concat_bn(
+            slow, fast, weight, alpha=alpha, padding=padding, relu=relu, **bn._asdict()
+        ).contiguous(memory_format=torch.channels_last_3d)
+    else:
+        out, _, mean, _, unbiased_var = call(
+            LIBRARY.lateral_concat_bn.default,
+            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu),
+        )
+        bn.update_running_stats(mean, unbiased_var, out)
+    note_call("lateral_concat_bn", choice, (slow, fast), out)
+    return out
+
+
+def _check_lateral(
+    slow: Tensor, fast: Tensor, weight: Tensor, alpha: int, padding: int | None, relu: bool
+) -> tuple[int, tuple[int, ...]]:
+    """Check what both forms share. Returns the padding in frames and the shape of the convolution's output."""
+    _checks.activation("slow", slow)
+    _checks.activation("fast", fast)
+    _checks.like("slow", slow, fast, "fast")
+    _checks.kernel(weight, fast, "fast")
+    _checks.integer("alpha", alpha, 1)
+    _checks.flag("relu", relu)
+    padding = _checks.same_padding(padding, weight)
+    frames = _checks.lateral_frames(slow, fast, weight, alpha, padding)
+    n, _, _, h, w = fast.shape
+    return padding, (n, weight.shape[0], frames, h, w)
+
+
+def _affine(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    alpha: int,
+    padding: int,
+    relu: bool,
+) -> Tensor:
+    """lateral_concat on checked arguments."""
+    slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
+    choice = choose("lateral_concat", fast)
+    if choice.backend == "reference":
+        out = reference.lateral_concat(
+            slow, fast, weight, scale, shift, alpha=alpha, padding=padding, relu=relu
+        ).contiguous(memory_format=torch.channels_last_3d)
+    else:
+        scale, shift = accumulator(scale, fast, "scale"), accumulator(shift, fast, "shift")
+        out = call(LIBRARY.lateral_concat.default, slow, fast, weight, scale, shift, alpha, padding, relu)
+    note_call("lateral_concat", choice, (slow, fast), out)
+    return out
+
+
+# What PyTorch must know of the kernels: the shapes and strides they return, and their gradients.
+
+
+def _empty_out(slow: Tensor, weight: Tensor) -> Tensor:
+    n, channels, t, h, w = slow.shape
+    return empty_channels_last(slow, (n, channels + weight.shape[0], t, h, w))
+
+
+@torch.library.register_fake("slowfast_fast::lateral_concat")
+def _(slow, fast, weight, scale, shift, alpha, padding, relu):  # type: ignore[no-untyped-def]
+    return _empty_out(slow, weight)
+
+
+@torch.library.register_fake("slowfast_fast::lateral_concat_bn")
+def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu):  # type: ignore[no-untyped-def]
+    n, _, t, h, w = slow.shape
+    raw = empty_channels_last(slow, (n, weight.shape[0], t, h, w))
+    return _empty_out(slow, weight), raw, *(empty_vector(fast, weight) for _ in range(3))
+
+
+# In the backward, the convolution's part is that of temporal_conv on a channel slice, with stride alpha; the
+# gradient of slow is the view of the other channels.
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    slow, fast, weight, scale, _, alpha, padding, relu = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(fast, weight, scale, output if relu else None)
+    ctx.slow_channels, ctx.geometry = slow.shape[1], (alpha, padding, 1)
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
+    if grad is None:
+        return (None,) * 8
+    fast, weight, scale, out = ctx.saved_tensors
+    grad = as_rows(grad, "grad")
+    of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
+    y = None if out is None else out[:, ctx.slow_channels :]
+    need_slow, *needs = ctx.needs_input_grad[:5]
+    *of_conv, _ = affine_gradients(of_lateral, fast, weight, scale, y, ctx.geometry, (*needs, False))
+    return of_slow if need_slow else None, *of_conv, *(None,) * 3
+
+
+def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    slow, fast, weight, gamma, beta, alpha, padding, _, relu = inputs
+    _, raw, mean, invstd, unbiased_var = output
+    ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(fast, weight, gamma, beta if relu else None, raw, mean, invstd)
+    ctx.slow_channels, ctx.geometry, ctx.relu = slow.shape[1], (alpha, padding, 1), relu
+
+
+def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
+    if grad is None:
+        return (None,) * 9
+    fast, weight, gamma, beta, raw, mean, invstd = ctx.saved_tensors
+    grad = as_rows(grad, "grad")
+    of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
+    need_slow, *needs = ctx.needs_input_grad[:5]
+    *of_conv, _ = batch_norm_gradients(
+        of_lateral, fast, weight, gamma, beta, None, raw, mean, invstd, ctx.geometry, ctx.relu, (*needs, False)
+    )
+    return of_slow if need_slow else None, *of_conv, *(None,) * 4
+
+
+torch.library.register_autograd("slowfast_fast::lateral_concat", _backward, setup_context=_save)
+torch.library.register_autograd("slowfast_fast::lateral_concat_bn", _backward_bn, setup_context=_save_bn)

@@ -1,0 +1,225 @@
+"""Temporal convolution (kt x 1 x 1) with what follows it in a SlowFast bottleneck: BatchNorm, residual, ReLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backend import choose, note_call
+from . import _checks
+from ._batch_norm import BatchNorm
+from ._common import LIBRARY, accumulator, autocast, call
+from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
+from ._layout import as_dense, as_rows, empty_channels_last
+
+
+def temporal_conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """y = act(scale * conv(x) + shift + residual): the convolution of a SlowFast bottleneck's first layer, or of its
+    shortcut, with inference-mode BatchNorm as scale and shift. Stock: nn.Conv3d (no bias), nn.BatchNorm3d, an
+    addition and nn.ReLU.
+
+    Args:
+        x: (N, C, T, H, W), float32, float16, bfloat16 or float64; N may be 0. Read in place where its memory is rows
+            of channels (torch.channels_last_3d, or a slice of it in any dimension), else copied once.
+        weight: (K, C, kt, 1, 1), of x's dtype.
+        scale, shift: (K,) in float32 or x's dtype; None stands for 1 and 0.
+        residual: (N, K, T', H, W), of x's dtype, added before the ReLU.
+        stride, padding, dilation: in T. padding None means kt // 2, for odd kt only.
+        relu: whether act is ReLU or nothing.
+
+    Under autocast x, weight and residual are cast to the active dtype. Sums are kept in float32 (float64 for float64).
+
+    Returns:
+        (N, K, T', H, W) with T' = (T + 2 * padding - dilation * (kt - 1) - 1) // stride + 1, dense channels_last_3d.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
+        RuntimeError: the backend that was asked for cannot run the call. A double backward raises too.
+    """
+    x, weight, residual = autocast(x, weight, residual)
+    padding, _ = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
+    _checks.vector("scale", scale, weight)
+    _checks.vector("shift", shift, weight)
+    return _affine(x, weight, scale, shift, residual, stride, padding, dilation, relu)
+
+
+def temporal_conv_bn(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    training: bool,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """y = act(batch_norm(conv(x)) + residual), BatchNorm as nn.BatchNorm3d (Ioffe and Szegedy 2015, algorithm 1).
+
+    With ``training``, or without running statistics, the statistics are the batch's, gathered by the convolution
+    itself; running statistics are then updated in place, the variance unbiased, and num_batches_tracked incremented.
+    Otherwise the running ones are folded into a scale and a shift.
+
+    Args:
+        x, weight, residual, stride, padding, dilation, relu: as :func:`temporal_conv`.
+        gamma, beta: (K,) in float32 or x's dtype; None stands for 1 and 0.
+        running_mean, running_var: (K,) in float32 or x's dtype, both or none.
+        num_batches_tracked: one int64, or None.
+        momentum: weight of the batch in the running statistics; None: a cumulative average over num_batches_tracked
+            batches.
+        eps: added to the variance.
+        training: which statistics, as above.
+
+    Returns:
+        As :func:`temporal_conv`.
+
+    Raises:
+        As :func:`temporal_conv`, and ValueError when batch statistics are asked of a single value per channel.
+    """
+    x, weight, residual = autocast(x, weight, residual)
+    padding, shape = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
+    bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    bn.check(weight, shape)
+    if not bn.of_batch():
+        return _affine(x, weight, *bn.fold(x), residual, stride, padding, dilation, relu)
+    x, weight, residual = _lay_out(x, weight, residual)
+    choice = choose("temporal_conv_bn", x)
+    if choice.backend == "reference":
+        y = reference.temporal_conv_bn(
+            x, weight, residual=residual, stride=stride, padding=padding, dilation=dilation, relu=relu, **bn._asdict()
+        ).contiguous(memory_format=torch.channels_last_3d)
+    else:
+        y, _, mean, _, unbiased_var = call(
+            LIBRARY.temporal_conv_bn.default,
+            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu),
+        )
+        bn.update_running_stats(mean, unbiased_var, y)
+    note_call("temporal_conv_bn", choice, (x, residual), y)
+    return y
+
+
+def _check_convolution(
+    x: Tensor, weight: Tensor, residual: Tensor | None, stride: int, padding: int | None, dilation: int, relu: bool
+) -> tuple[int, tuple[int, ...]]:
+    """Check what both forms share. Returns the padding in frames and the shape of the output."""
+    _checks.activation("x", x)
+    _checks.kernel(weight, x, "x")
+    _checks.integer("stride", stride, 1)
+    _checks.integer("dilation", dilation, 1)
+    _checks.flag("relu", relu)
+    padding = _checks.same_padding(padding, weight)
+    n, _, _, h, w = x.shape
+    shape = (n, weight.shape[0], _checks.frames(x, weight, stride, padding, dilation, "x"), h, w)
+    if residual is not None:
+        _checks.output_like("residual", residual, shape, x)
+    return padding, shape
+
+
+def _lay_out(x: Tensor, weight: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    residual = None if residual is None else as_rows(residual, "residual")
+    return as_rows(x, "x"), as_dense(weight, "weight"), residual
+
+
+def _affine(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    relu: bool,
+) -> Tensor:
+    """temporal_conv on checked arguments."""
+    x, weight, residual = _lay_out(x, weight, residual)
+    choice = choose("temporal_conv", x)
+    if choice.backend == "reference":
+        y = reference.temporal_conv(
+            x, weight, scale, shift, residual, stride=stride, padding=padding, dilation=dilation, relu=relu
+        ).contiguous(memory_format=torch.channels_last_3d)
+    else:
+        scale, shift = accumulator(scale, x, "scale"), accumulator(shift, x, "shift")
+        y = call(LIBRARY.temporal_conv.default, x, weight, scale, shift, residual, stride, padding, dilation, relu)
+    note_call("temporal_conv", choice, (x, residual), y)
+    return y
+
+
+# What PyTorch must know of the kernels: the shapes and strides they return, and their gradients.
+
+
+def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> tuple[int, ...]:
+    n, _, t, h, w = x.shape
+    k, _, taps, _, _ = weight.shape
+    return (n, k, (t + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, h, w)
+
+
+@torch.library.register_fake("slowfast_fast::temporal_conv")
+def _(x, weight, scale, shift, residual, stride, padding, dilation, relu):  # type: ignore[no-untyped-def]
+    return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
+
+
+@torch.library.register_fake("slowfast_fast::temporal_conv_bn")
+def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu):  # type: ignore[no-untyped-def]
+    y = empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
+    return y, torch.empty_like(y), *(empty_vector(x, weight) for _ in range(3))
+
+
+@torch.library.register_fake("slowfast_fast::update_running_stats")
+def _(running_mean, running_var, num_batches_tracked, mean, unbiased_var, momentum):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scale, _, _, *geometry, relu = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, scale, output if relu else None)
+    ctx.geometry = tuple(geometry)
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
+    if grad is None:
+        return (None,) * 9
+    return *affine_gradients(grad, *ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad[:5]), *(None,) * 4
+
+
+def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, gamma, beta, residual, *geometry, _, relu = inputs
+    _, raw, mean, invstd, unbiased_var = output
+    ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
+    ctx.set_materialize_grads(False)
+    # The residual and beta serve only to find the mask of the ReLU again.
+    ctx.save_for_backward(x, weight, gamma, beta if relu else None, residual if relu else None, raw, mean, invstd)
+    ctx.geometry, ctx.relu = tuple(geometry), relu
+
+
+def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
+    if grad is None:
+        return (None,) * 10
+    needs = ctx.needs_input_grad[:5]
+    return *batch_norm_gradients(grad, *ctx.saved_tensors, ctx.geometry, ctx.relu, needs), *(None,) * 5
+
+
+torch.library.register_autograd("slowfast_fast::temporal_conv", _backward, setup_context=_save)
+torch.library.register_autograd("slowfast_fast::temporal_conv_bn", _backward_bn, setup_context=_save_bn)
