@@ -1,0 +1,105 @@
+"""The bottleneck of a residual block: temporal, spatial and pointwise convolutions, each with its norm."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .fused import conv_norm_act
+
+
+def create_bottleneck_block(
+    *,
+    dim_in: int,
+    dim_inner: int,
+    dim_out: int,
+    conv_a_kernel_size: Sequence[int] = (3, 1, 1),
+    conv_a_stride: Sequence[int] = (2, 1, 1),
+    conv_a_padding: Sequence[int] = (1, 0, 0),
+    conv_a: Callable[..., nn.Module] = nn.Conv3d,
+    conv_b_kernel_size: Sequence[int] = (1, 3, 3),
+    conv_b_stride: Sequence[int] = (1, 2, 2),
+    conv_b_padding: Sequence[int] = (0, 1, 1),
+    conv_b_num_groups: int = 1,
+    conv_b_dilation: Sequence[int] = (1, 1, 1),
+    conv_b: Callable[..., nn.Module] = nn.Conv3d,
+    conv_c: Callable[..., nn.Module] = nn.Conv3d,
+    norm: Callable[..., nn.Module] | None = nn.BatchNorm3d,
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+    activation: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Module:
+    """A ``BottleneckBlock``; the counterpart of ``pytorchvideo.models.resnet.create_bottleneck_block``.
+
+    Kernel sizes, strides, paddings and dilations are (T, H, W). ``norm`` is called with ``num_features``, ``eps`` and
+    ``momentum``, ``activation`` with nothing; None leaves them out.
+    """
+
+    def make_norm(channels: int) -> nn.Module | None:
+        return None if norm is None else norm(num_features=channels, eps=norm_eps, momentum=norm_momentum)
+
+    def make_activation() -> nn.Module | None:
+        return None if activation is None else activation()
+
+    return BottleneckBlock(
+        conv_a=conv_a(
+            in_channels=dim_in,
+            out_channels=dim_inner,
+            kernel_size=conv_a_kernel_size,
+            stride=conv_a_stride,
+            padding=conv_a_padding,
+            bias=False,
+        ),
+        norm_a=make_norm(dim_inner),
+        act_a=make_activation(),
+        conv_b=conv_b(
+            in_channels=dim_inner,
+            out_channels=dim_inner,
+            kernel_size=conv_b_kernel_size,
+            stride=conv_b_stride,
+            padding=conv_b_padding,
+            bias=False,
+            groups=conv_b_num_groups,
+            dilation=conv_b_dilation,
+        ),
+        norm_b=make_norm(dim_inner),
+        act_b=make_activation(),
+        conv_c=conv_c(in_channels=dim_inner, out_channels=dim_out, kernel_size=(1, 1, 1), bias=False),
+        norm_c=make_norm(dim_out),
+    )
+
+
+class BottleneckBlock(nn.Module):
+    """``norm_c(conv_c(act_b(norm_b(conv_b(act_a(norm_a(conv_a(x))))))))``; norms and activations may be None."""
+
+    def __init__(
+        self,
+        *,
+        conv_a: nn.Module,
+        norm_a: nn.Module | None,
+        act_a: nn.Module | None,
+        conv_b: nn.Module,
+        norm_b: nn.Module | None,
+        act_b: nn.Module | None,
+        conv_c: nn.Module,
+        norm_c: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.conv_a = conv_a
+        self.norm_a = norm_a
+        self.act_a = act_a
+        self.conv_b = conv_b
+        self.norm_b = norm_b
+        self.act_b = act_b
+        self.conv_c = conv_c
+        self.norm_c = norm_c
+        if norm_c is not None:
+            norm_c.block_final_bn = True  # init_weights sets its gamma to 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
+        return conv_norm_act(self.inner(x), self.conv_c, self.norm_c, None)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Everything before ``conv_c``, so that a residual block can run that one with its sum and activation."""
+        x = conv_norm_act(x, self.conv_a, self.norm_a, self.act_a)
+        return conv_norm_act(x, self.conv_b, self.norm_b, self.act_b)

@@ -1,0 +1,177 @@
+"""One mechanism for every convolution: run it with its BatchNorm, residual and ReLU as one op, or call the modules.
+
+The choice is made anew at every forward from what the modules are at that moment, because training code changes them:
+precise BN hangs hooks on norms and replaces their buffers, ``convert_sync_batchnorm`` swaps their class, freezing flips
+one layer's mode. An op stands in only where nobody could tell the difference; everything else runs as module calls, and
+``explain()`` shows the reason.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from .. import ops
+from ..backend import note, recording
+
+# Whether 1x1x1 convolutions run on ops.temporal_conv too, which can take them, rather than on PyTorch's own kernels.
+FUSE_POINTWISE = False
+
+
+def conv_norm_act(
+    x: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, residual: Tensor | None = None
+) -> Tensor:
+    """``act(norm(conv(x)) + residual)``, on ``ops.temporal_conv`` or ``temporal_conv_bn`` where that gives the same.
+
+    Args:
+        x: (N, C, T, H, W).
+        conv: the convolution; a plain ``nn.Conv3d`` with a (kt, 1, 1) kernel can be fused.
+        norm: a plain ``nn.BatchNorm3d`` or None can be fused; its mode, momentum and buffers are read now.
+        act: a plain ``nn.ReLU`` or None can be fused.
+        residual: added before ``act``; the shape of the result.
+    """
+    reason = _not_temporal(conv) or modules_needed(conv, norm, act)
+    with_norm = not _absent(norm)
+    if recording():
+        _note(conv, norm, act, "temporal_conv_bn" if with_norm else "temporal_conv", reason)
+    if reason is not None:
+        y = conv(x)
+        if norm is not None:
+            y = norm(y)
+        if residual is not None:
+            y = residual + y
+        return y if act is None else act(y)
+    geometry: dict[str, Any] = {
+        "stride": conv.stride[0],
+        "padding": conv.padding[0],
+        "dilation": conv.dilation[0],
+        "relu": not _absent(act),
+    }
+    if with_norm:
+        return ops.temporal_conv_bn(x, conv.weight, residual=residual, **_batch_norm(norm, conv.bias), **geometry)
+    return ops.temporal_conv(x, conv.weight, None, conv.bias, residual, **geometry)
+
+
+def conv_norm_act_concat(
+    slow: Tensor, fast: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None
+) -> Tensor:
+    """``cat([slow, act(norm(conv(fast)))], 1)``, on ``ops.lateral_concat`` or ``lateral_concat_bn`` if the same.
+
+    Args:
+        slow: (N, C_slow, T, H, W).
+        fast: (N, C_fast, alpha * T, H, W) for a convolution with stride (alpha, 1, 1).
+        conv, norm, act: as for ``conv_norm_act``.
+    """
+    reason = _not_lateral(conv) or modules_needed(conv, norm, act)
+    with_norm = not _absent(norm)
+    if recording():
+        _note(conv, norm, act, "lateral_concat_bn" if with_norm else "lateral_concat", reason)
+    if reason is not None:
+        y = conv(fast)
+        if norm is not None:
+            y = norm(y)
+        if act is not None:
+            y = act(y)
+        return torch.cat([slow, y], 1)
+    geometry: dict[str, Any] = {"alpha": conv.stride[0], "padding": conv.padding[0], "relu": not _absent(act)}
+    if with_norm:
+        return ops.lateral_concat_bn(slow, fast, conv.weight, **_batch_norm(norm, conv.bias), **geometry)
+    return ops.lateral_concat(slow, fast, conv.weight, None, conv.bias, **geometry)
+
+
+def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> str | None:
+    """Why (conv, norm, act) must run as module calls; None where an op has the same result and side effects."""
+    if type(conv) is not nn.Conv3d:
+        return f"{type(conv).__name__} is not a plain Conv3d"
+    if conv.kernel_size[1:] != (1, 1):
+        return "spatial kernel"
+    if conv.stride[1:] != (1, 1):
+        return "spatial stride"
+    if isinstance(conv.padding, str) or conv.padding[1:] != (0, 0):
+        return f"padding {conv.padding}"
+    if conv.groups != 1:
+        return f"{conv.groups} groups"
+    if conv.padding_mode != "zeros":
+        return f"padding mode {conv.padding_mode}"
+    if not _absent(norm):
+        if type(norm) is not nn.BatchNorm3d:
+            return f"{type(norm).__name__} is not a plain BatchNorm3d"
+        if conv.bias is not None and (norm.training or norm.running_mean is None):
+            return "convolution bias under batch statistics"
+    if not _absent(act) and type(act) is not nn.ReLU:
+        return f"{type(act).__name__} is not a plain ReLU"
+    if has_global_hooks():
+        return "process-global module hooks"
+    for module in (conv, norm, act):
+        if module is not None and is_observed(module):
+            return f"{type(module).__name__} carries hooks, a forward of its own or a compiled call"
+    return None
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether calling ``module`` does, or shows to someone, more than its class's ``forward``."""
+    return bool(
+        has_global_hooks()
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks watch all modules of the process; the one by which ``explain()`` lists what ran does not count."""
+    return bool(
+        len(torch_module._global_forward_hooks) > (1 if recording() else 0)
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def _absent(module: nn.Module | None) -> bool:
+    # nn.Identity is what torch.nn.utils.fuse_conv_bn_eval and head surgery leave behind.
+    return module is None or type(module) is nn.Identity
+
+
+def _not_temporal(conv: nn.Module) -> str | None:
+    if not FUSE_POINTWISE and type(conv) is nn.Conv3d and conv.kernel_size == (1, 1, 1):
+        return "pointwise convolution"
+    return None
+
+
+def _not_lateral(conv: nn.Module) -> str | None:
+    if type(conv) is nn.Conv3d and conv.dilation[0] != 1:
+        return f"dilation {conv.dilation[0]} in T"
+    return None
+
+
+def _batch_norm(norm: nn.BatchNorm3d, bias: Tensor | None) -> dict[str, Any]:
+    """The arguments of a ``*_bn`` op that make it compute what ``norm.forward`` would compute now."""
+    counts = norm.training and norm.track_running_stats
+    buffers = counts or not norm.training
+    mean = norm.running_mean if buffers else None
+    counter = norm.num_batches_tracked if counts else None
+    if bias is not None and mean is not None:
+        # norm(conv + bias) with fixed statistics is norm(conv) with the mean moved by -bias, taken in the accumulation
+        # dtype.
+        wide = torch.promote_types(mean.dtype, torch.float32)
+        mean = mean.to(wide) - bias.to(wide)
+    return {
+        "gamma": norm.weight,
+        "beta": norm.bias,
+        "running_mean": mean,
+        "running_var": norm.running_var if buffers else None,
+        "num_batches_tracked": counter,
+        # Without a counter nn.BatchNorm3d turns a cumulative average into no update at all.
+        "momentum": 0.0 if norm.momentum is None and counter is None else norm.momentum,
+        "eps": norm.eps,
+        "training": norm.training or norm.running_mean is None,
+    }
+
+
+def _note(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, op: str, reason: str | None) -> None:
+    note((conv, norm, act), None if reason else op, reason or "")

@@ -1,0 +1,147 @@
+"""Residual blocks, and the stages that they form."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from .bottleneck import BottleneckBlock
+from .fused import conv_norm_act, is_observed
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """The ``branch_fusion`` of a residual block."""
+    return x + y
+
+
+def create_res_block(
+    *,
+    dim_in: int,
+    dim_inner: int,
+    dim_out: int,
+    bottleneck: Callable[..., nn.Module],
+    conv_a_stride: Sequence[int],
+    conv_b_stride: Sequence[int],
+    norm: Callable[..., nn.Module] | None = nn.BatchNorm3d,
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
+    activation: Callable[[], nn.Module] | None = nn.ReLU,
+    **convolutions: Any,
+) -> nn.Module:
+    """A ``ResBlock``; the counterpart of ``pytorchvideo.models.resnet.create_res_block``.
+
+    The shortcut has a 1x1x1 convolution and a norm where the number of channels or the size changes. ``bottleneck`` is
+    called with every keyword of ``create_bottleneck_block``; ``convolutions`` are its kernel sizes, paddings, groups
+    and dilation.
+    """
+    # Plain ints: torch.compile cannot trace a whole model whose convolutions hold numpy ones.
+    stride = tuple(int(a) * int(b) for a, b in zip(conv_a_stride, conv_b_stride, strict=True))
+    projects = dim_in != dim_out or prod(stride) != 1
+    branch1_norm = (
+        norm(num_features=dim_out, eps=norm_eps, momentum=norm_momentum) if projects and norm is not None else None
+    )
+    return ResBlock(
+        branch1_conv=nn.Conv3d(dim_in, dim_out, kernel_size=(1, 1, 1), stride=stride, bias=False) if projects else None,
+        branch1_norm=branch1_norm,
+        branch2=bottleneck(
+            dim_in=dim_in,
+            dim_inner=dim_inner,
+            dim_out=dim_out,
+            conv_a_stride=conv_a_stride,
+            conv_a=nn.Conv3d,
+            conv_b_stride=conv_b_stride,
+            conv_b=nn.Conv3d,
+            conv_c=nn.Conv3d,
+            norm=norm,
+            norm_eps=norm_eps,
+            norm_momentum=norm_momentum,
+            activation=activation,
+            **convolutions,
+        ),
+        activation=None if activation is None else activation(),
+        branch_fusion=add,
+    )
+
+
+def create_res_stage(
+    *,
+    depth: int,
+    dim_in: int,
+    dim_out: int,
+    conv_a_kernel_size: Sequence[int] | Sequence[Sequence[int]],
+    conv_a_stride: Sequence[int],
+    conv_a_padding: Sequence[int] | Sequence[Sequence[int]],
+    conv_b_stride: Sequence[int],
+    **block: Any,
+) -> nn.Module:
+    """A ``ResStage`` of ``depth`` blocks; the counterpart of ``pytorchvideo.models.resnet.create_res_stage``.
+
+    The first block goes from ``dim_in`` to ``dim_out`` channels and has the strides; the others have stride 1.
+    ``conv_a_kernel_size`` and ``conv_a_padding`` are one (T, H, W) for all blocks, or a sequence of them that is
+    repeated until every block has one. ``block`` is passed on to ``create_res_block``.
+    """
+    kernels = _per_block(conv_a_kernel_size, depth)
+    paddings = _per_block(conv_a_padding, depth)
+    blocks = [
+        create_res_block(
+            dim_in=dim_out if index else dim_in,
+            dim_out=dim_out,
+            conv_a_kernel_size=kernels[index],
+            conv_a_stride=(1, 1, 1) if index else conv_a_stride,
+            conv_a_padding=paddings[index],
+            conv_b_stride=(1, 1, 1) if index else conv_b_stride,
+            **block,
+        )
+        for index in range(depth)
+    ]
+    return ResStage(nn.ModuleList(blocks))
+
+
+class ResBlock(nn.Module):
+    """``activation(branch_fusion(shortcut, branch2(x)))``; the shortcut is ``branch1_norm(branch1_conv(x))``, or x."""
+
+    def __init__(
+        self,
+        branch1_conv: nn.Module | None,
+        branch1_norm: nn.Module | None,
+        branch2: nn.Module,
+        activation: nn.Module | None,
+        branch_fusion: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.branch1_conv = branch1_conv
+        self.branch1_norm = branch1_norm
+        self.branch2 = branch2
+        self.activation = activation
+        self.branch_fusion = branch_fusion
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
+        branch1_conv, branch2, activation = self.branch1_conv, self.branch2, self.activation
+        shortcut = x if branch1_conv is None else conv_norm_act(x, branch1_conv, self.branch1_norm, None)
+        if self.branch_fusion is add and type(branch2) is BottleneckBlock and not is_observed(branch2):
+            # The sum and the activation go into the last convolution's kernel where it has one for them.
+            return conv_norm_act(branch2.inner(x), branch2.conv_c, branch2.norm_c, activation, residual=shortcut)
+        x = self.branch_fusion(shortcut, branch2(x))
+        return x if activation is None else activation(x)
+
+
+class ResStage(nn.Module):
+    """Residual blocks in a row."""
+
+    def __init__(self, res_blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.res_blocks = res_blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
+        for block in self.res_blocks:
+            x = block(x)
+        return x
+
+
+def _per_block(sizes: Sequence[int] | Sequence[Sequence[int]], depth: int) -> list[Sequence[int]]:
+    """(T, H, W) for each of ``depth`` blocks, from one for all or a sequence to repeat."""
+    cycle = [sizes] if isinstance(sizes[0], int) else list(sizes)
+    return [cycle[index % len(cycle)] for index in range(depth)]
