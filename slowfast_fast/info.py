@@ -16,8 +16,8 @@ def build_info() -> dict[str, Any]:
     """How the compiled code was made.
 
     Keys: version, commit (None when not built from a git checkout; "-dirty" when files differed from it), build_type,
-    compiler, torch (whose headers were used), abi_target (oldest torch that the library serves), cuda (None without CUDA
-    kernels), cuda_archs, cpu_instruction_sets.
+    compiler, torch (whose headers were used), abi_target (oldest torch that the library serves), cuda (None without
+    CUDA kernels), cuda_archs, cpu_instruction_sets.
     """
     return dict(_C.build_info())
 
@@ -25,8 +25,8 @@ def build_info() -> dict[str, Any]:
 def runtime_info() -> dict[str, Any]:
     """What is chosen at run time, on this machine and in this environment.
 
-    Keys: python, torch, torch_cuda (CUDA version of torch, or None), cpu_capability (instruction set that the CPU kernels
-    use), threads, library (path), backend (the forced one, or auto), devices (name -> description),
+    Keys: python, torch, torch_cuda (CUDA version of torch, or None), cpu_capability (instruction set that the CPU
+    kernels use), threads, library (path), backend (the forced one, or auto), devices (name -> description),
     backends (device -> op -> {"backend", "reason"}, for float32).
     """
     devices = _devices()
