@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -29,12 +30,14 @@ def _load() -> None:
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use in this process: "default", "avx2" or "avx512".
+    """The instruction set that the CPU kernels use in this process: "baseline", "avx2" or "avx512".
 
-    The newest one that both the processor and this build have; ``ATEN_CPU_CAPABILITY`` set to one of these names before
-    the first call asks for an older one.
+    The newest one that both the processor and this build have. The environment variable ``ATEN_CPU_CAPABILITY``, set to
+    "default", "avx2" or "avx512" before the first call of an op, asks for no newer one than that.
     """
-    return torch.backends.cpu.get_cpu_capability().lower()
+    function = ctypes.CDLL(str(LIBRARY)).slowfast_fast_cpu_capability
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 _load()
