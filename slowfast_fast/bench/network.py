@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import create_slowfast
-from ..reference.slowfast import create_slowfast as create_reference
+from ..reference.slowfast import SlowFast
 from .cases import ELEMENT_SIZE
 from .variants import Runner, compile_now
 
@@ -58,12 +58,31 @@ def _create(create: Callable[..., nn.Module], case: NetworkCase) -> nn.Module:
 def _counts(case: NetworkCase) -> tuple[int, int]:
     """FLOPs and number of parameters, counted on the reference without computing anything."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = _create(create_reference, case)
+        model = _create(SlowFast, case)
         inputs = [torch.empty(size) for size in case.sizes]
         output = model(inputs)
         if case.direction == "bwd":
             output.sum().backward()
     return counter.get_total_flops(), sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_state(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A state dict that keeps activations and logits near 1 and every branch alive, unlike a fresh network's.
+
+    Convolutions and linear layers ~ N(0, 1 / fan_in), BatchNorm's scale and variance in 0.5..1.5, biases and means ~ N(0, 0.01).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in model.state_dict().items():
+        value = torch.zeros_like(value)
+        if value.dim() > 1:
+            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
+        elif key.endswith((".weight", "running_var")):
+            value.uniform_(0.5, 1.5, generator=generator)
+        elif value.is_floating_point():
+            value.normal_(0, 0.1, generator=generator)
+        state[key] = value
+    return state
 
 
 class NetworkProblem:
@@ -74,13 +93,7 @@ class NetworkProblem:
         generator = torch.Generator().manual_seed(seed)
         self.inputs = [torch.randn(size, generator=generator).to(device, case.dtype) for size in case.sizes]
         self.labels = torch.arange(case.batch, device=device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = _create(create_reference, case)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm3d):  # the zero gammas of a fresh network would hide whole branches
-                module.weight.data.uniform_(0.5, 1.5, generator=generator)
-        self.state = {key: value.to(device) for key, value in model.state_dict().items()}
+        self.state = random_state(_create(SlowFast, case), seed)
 
     def runner(
         self,
@@ -121,9 +134,9 @@ class NetworkProblem:
 
 
 NETWORK_STOCK: dict[str, Callable[[NetworkProblem], Runner]] = {
-    "stock": lambda problem: problem.runner(create_reference, torch.contiguous_format),
-    "stock channels_last_3d": lambda problem: problem.runner(create_reference, torch.channels_last_3d),
-    "torch.compile": lambda problem: problem.runner(create_reference, torch.channels_last_3d, compiled=True),
+    "stock": lambda problem: problem.runner(SlowFast, torch.contiguous_format),
+    "stock channels_last_3d": lambda problem: problem.runner(SlowFast, torch.channels_last_3d),
+    "torch.compile": lambda problem: problem.runner(SlowFast, torch.channels_last_3d, compiled=True),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from ..backend import BACKENDS, choose
 from .cases import DIRECTIONS, Case
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits
-from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, create_reference, network_of_ours
+from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, SlowFast, network_of_ours
 from .shapes import network_shapes
 from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eager
 
@@ -74,7 +74,7 @@ def _variants(
     if isinstance(case, NetworkCase):
         network = NetworkProblem(case, device, seed)
         stock = {name: lambda build=build: build(network) for name, build in NETWORK_STOCK.items()}
-        exact = network.runner(create_reference, torch.contiguous_format, dtype=torch.float64)()
+        exact = network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64)()
         return {**stock, OURS: lambda: network_of_ours(network)}, OURS, exact, NETWORK_TOLERANCE[case.dtype]
     problem = Problem.random(case, device, seed)
     stock = {name: lambda build=build: build(problem) for name, build in STOCK.items()}
