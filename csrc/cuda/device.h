@@ -1,0 +1,26 @@
+// The primitives on a CUDA device, on its current stream.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../checks.h"
+
+namespace slowfast_fast {
+
+class Cuda {
+ public:
+  // The device that x is on, made current for the lifetime of this object.
+  explicit Cuda(const Tensor& x) : device_(x.device()), guard_(x.get_device_index()) {}
+
+  void forward(const ConvForward& args);
+  void forward_stats(const ConvForward& args, const BatchStats& stats);
+  void normalise(const Normalise& args);
+  void backward(const ConvBackward& args);
+  void copy(const CopyRows& args);
+  void update_running(const RunningStats& args);
+
+ private:
+  torch::stable::Device device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+}  // namespace slowfast_fast

@@ -1,0 +1,71 @@
+// Kernels that treat every element alike: normalising, copying, running statistics.
+#pragma once
+#include "types.cuh"
+
+namespace slowfast_fast::cuda {
+
+constexpr int kElementThreads = 256;
+
+// (raw - mean) * invstd. BN is a Normalise or the bn of a ConvBackward.
+template <class T, class BN>
+__device__ Accumulator<T> xhat(const BN& bn, const Position& at, int64_t k) {
+  using Acc = Accumulator<T>;
+  return (Acc(row_at<T>(bn.raw, at)[k]) - static_cast<const Acc*>(bn.mean)[k]) * static_cast<const Acc*>(bn.invstd)[k];
+}
+
+// BatchNorm's result before the activation. The backward repeats it for the ReLU mask and must get the same bits, so the
+// one multiply-add is spelled out instead of being left to the compiler.
+template <class T, class BN>
+__device__ Accumulator<T> normalised(const BN& bn, const Position& at, int64_t k) {
+  using Acc = Accumulator<T>;
+  const Acc value = fma(xhat<T>(bn, at, k), channel_or(bn.gamma, k, Acc(1)), channel_or(bn.beta, k, Acc(0)));
+  return bn.residual.data ? value + Acc(row_at<T>(bn.residual, at)[k]) : value;
+}
+
+// First element and step of this thread in a grid-stride loop.
+__device__ inline int64_t first_element() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t element_step() { return int64_t(gridDim.x) * blockDim.x; }
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads) normalise_kernel(Normalise args) {
+  const int64_t elements = args.n * args.t * args.p * args.k;
+  for (int64_t i = first_element(); i < elements; i += element_step()) {
+    const Position at = position_of(i / args.k, args.t, args.p);
+    const int64_t k = i % args.k;
+    const auto value = normalised<T>(args, at, k);
+    row_at<T>(args.y, at)[k] = T(args.relu ? relu(value) : value);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads) copy_kernel(CopyRows args) {
+  const int64_t elements = args.n * args.t * args.p * args.c;
+  for (int64_t i = first_element(); i < elements; i += element_step()) {
+    const Position at = position_of(i / args.c, args.t, args.p);
+    row_at<T>(args.to, at)[i % args.c] = row_at<T>(args.from, at)[i % args.c];
+  }
+}
+
+// One block: every thread needs the count that one of them advances. T is the running statistics' type.
+template <class T>
+__global__ void __launch_bounds__(kElementThreads) update_running_kernel(RunningStats args) {
+  double& factor = shared_memory<double>();
+  if (threadIdx.x == 0) {
+    if (args.num_batches_tracked) ++*args.num_batches_tracked;
+    factor = args.cumulative ? 1.0 / double(*args.num_batches_tracked) : args.momentum;
+  }
+  __syncthreads();
+  const auto update = [&](void* running, const void* batch) {
+    if (!running) return;
+    for (int64_t k = threadIdx.x; k < args.k; k += blockDim.x) {
+      const double value = args.batch_is_double ? static_cast<const double*>(batch)[k]
+                                                : double(static_cast<const float*>(batch)[k]);
+      T& average = static_cast<T*>(running)[k];
+      average = T(Accumulator<T>((1.0 - factor) * double(average) + factor * value));
+    }
+  };
+  update(args.running_mean, args.mean);
+  update(args.running_var, args.unbiased_var);
+}
+
+}  // namespace slowfast_fast::cuda

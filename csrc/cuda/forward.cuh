@@ -1,0 +1,83 @@
+// The convolution with its epilogue, and with the statistics of its output.
+#pragma once
+#include "moments.cuh"
+#include "operands.cuh"
+#include "product.cuh"
+
+namespace slowfast_fast::cuda {
+
+template <class Acc>
+struct ForwardShared {
+  Tiles<Acc> tiles;
+  Acc columns[kThreadRows][kTile];  // what the 16 threads of a column have of it
+  Acc mean[kTile];
+};
+
+// Sums value(i, j) over the rows of a tile; thread c < kTile gets the sum of column c.
+template <class Acc, class Value>
+__device__ Acc sum_columns(ForwardShared<Acc>& shared, const Value& value) {
+  for (int j = 0; j < kPerThread; ++j) {
+    Acc sum = 0;
+    for (int i = 0; i < kPerThread; ++i) sum += value(i, j);
+    shared.columns[threadIdx.x / kThreadRows][tile_column(j)] = sum;
+  }
+  __syncthreads();
+  Acc sum = 0;
+  if (threadIdx.x < kTile)
+    for (const auto& part : shared.columns) sum += part[threadIdx.x];
+  __syncthreads();
+  return sum;
+}
+
+// The moments of column c of a tile of `rows` rows, for thread c < kTile. The deviations are taken from the tile's own mean.
+template <class Acc>
+__device__ Moments<Acc> column_moments(ForwardShared<Acc>& shared, const Acc (&value)[kPerThread][kPerThread], int64_t rows) {
+  Moments<Acc> moments;
+  moments.count = Acc(rows);
+  moments.mean = sum_columns(shared, [&](int i, int j) { return tile_row(i) < rows ? value[i][j] : Acc(0); }) / Acc(rows);
+  if (threadIdx.x < kTile) shared.mean[threadIdx.x] = moments.mean;
+  __syncthreads();
+  moments.m2 = sum_columns(shared, [&](int i, int j) {
+    const Acc deviation = value[i][j] - shared.mean[tile_column(j)];
+    return tile_row(i) < rows ? deviation * deviation : Acc(0);
+  });
+  return moments;
+}
+
+// One block per chunk of output rows and (grid-stride) tile of output channels. With `partial`, (chunks, K), it also leaves the
+// moments of what it stored, after the rounding to T.
+template <class T>
+__global__ void __launch_bounds__(kThreads) forward_kernel(ConvForward args, Chunks chunks, Moments<Accumulator<T>>* partial) {
+  using Acc = Accumulator<T>;
+  const ConvShape& s = args.shape;
+  auto& shared = shared_memory<ForwardShared<Acc>>();
+  const Window<T> x{s, args.x};
+  const ForwardWeight<T> weight{s, static_cast<const T*>(args.weight)};
+  const int64_t chunk = blockIdx.x, end = chunks.end(chunk);
+
+  for (int64_t k0 = int64_t(blockIdx.y) * kTile; k0 < s.k; k0 += int64_t(gridDim.y) * kTile) {
+    Moments<Acc> moments;
+    for (int64_t row0 = chunks.begin(chunk); row0 < end; row0 += kTile) {
+      Acc value[kPerThread][kPerThread];
+      multiply_tile(shared.tiles, x, weight, {row0, end}, {k0, s.k}, {0, s.kt * s.c}, value);
+      for (int i = 0; i < kPerThread; ++i) {
+        const int64_t row = row0 + tile_row(i);
+        if (row >= end) continue;
+        const Position at = position_of(row, s.t_out, s.p);
+        for (int j = 0; j < kPerThread; ++j) {
+          const int64_t k = k0 + tile_column(j);
+          if (k >= s.k) continue;
+          Acc y = fma(value[i][j], channel_or(args.scale, k, Acc(1)), channel_or(args.shift, k, Acc(0)));
+          if (args.residual.data) y += Acc(row_at<T>(args.residual, at)[k]);
+          const T stored = T(args.relu ? relu(y) : y);
+          row_at<T>(args.y, at)[k] = stored;
+          value[i][j] = Acc(stored);
+        }
+      }
+      if (partial) moments.merge(column_moments(shared, value, end - row0 < kTile ? end - row0 : kTile));
+    }
+    if (partial && threadIdx.x < kTile && k0 + threadIdx.x < s.k) partial[chunk * s.k + k0 + threadIdx.x] = moments;
+  }
+}
+
+}  // namespace slowfast_fast::cuda

@@ -1,0 +1,136 @@
+// Carries out primitives.h as kernel launches. A Queue orders these on a device:
+//   queue.launch(kernel, Launch, arguments...)   runs after what was launched before
+//   queue.template workspace<Value>(count)       device memory that outlives the launches
+// Nothing here asks the device for anything, so every primitive can be captured in a CUDA graph.
+#pragma once
+#include "backward.cuh"
+#include "forward.cuh"
+
+namespace slowfast_fast::cuda {
+
+struct Launch {
+  dim3 grid;
+  unsigned threads;
+  size_t shared_bytes;
+};
+
+// Partial results that a reduction over rows leaves at most: enough blocks to fill a large GPU a few times over.
+constexpr int64_t kMostPartials = 1024;
+constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
+constexpr int64_t kMostGridYZ = 65535;  // CUDA's limit for gridDim.y and gridDim.z
+
+inline unsigned tiles(int64_t size) { return unsigned(std::min(ceil_div(size, kTile), kMostGridYZ)); }
+inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
+
+inline Launch element_launch(int64_t elements) {
+  return {dim3(unsigned(std::min(ceil_div(elements, kElementThreads), kMostBlocks))), kElementThreads, 0};
+}
+
+template <class T, class Queue>
+void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) {
+  using Acc = Accumulator<T>;
+  const ConvShape& s = args.shape;
+  const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
+  Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
+  if (chunks.count > 0)
+    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args, chunks,
+                 partial);
+  if (stats)
+    queue.launch(merge_statistics<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, sizeof(BlockValues<Moments<Acc>>)}, partial,
+                 chunks.count, s.k, rows_out(s), *stats);
+}
+
+template <class T, class Queue>
+void backward_as(Queue& queue, const ConvBackward& args) {
+  using Acc = Accumulator<T>;
+  const ConvShape& s = args.shape;
+  const bool normalises = args.bn.raw.data;
+  auto* dscale = static_cast<Acc*>(args.dscale);
+
+  // The sums over rows: results in themselves, and in the BatchNorm form needed by both products.
+  auto* sum = static_cast<Acc*>(args.dshift);
+  Acc* sum_xhat = normalises ? dscale : nullptr;
+  if (normalises && (args.dx.data || args.dweight)) {
+    if (!sum) sum = queue.template workspace<Acc>(s.k);
+    if (!sum_xhat) sum_xhat = queue.template workspace<Acc>(s.k);
+  }
+  if (sum || sum_xhat || args.dresidual.data) {
+    const Chunks chunks = cut(rows_out(s), kRowLanes, kMostPartials);
+    Acc* partial = sum ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
+    Acc* partial_xhat = sum_xhat ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
+    const size_t shared_bytes = sizeof(BlockValues<Acc>);
+    if (chunks.count > 0)
+      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, shared_bytes}, args, chunks,
+                   partial, partial_xhat);
+    const auto merge = [&](const Acc* from, Acc* to) {
+      if (to)
+        queue.launch(sum_chunks<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, shared_bytes}, from, chunks.count, s.k, to);
+    };
+    merge(partial, sum);
+    merge(partial_xhat, sum_xhat);
+  }
+
+  if (args.dx.data && rows_in(s) > 0) {
+    const Chunks chunks = cut(rows_in(s), kTile, kMostBlocks);
+    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, args, chunks, sum,
+                 sum_xhat);
+  }
+
+  Acc* scale_product = normalises ? nullptr : dscale;
+  if (args.dweight || scale_product) {
+    const int64_t taps = s.kt * s.c, tiles_in_all = ceil_div(s.k, kTile) * ceil_div(taps, kTile);
+    const Chunks chunks = cut(rows_out(s), kDepth, ceil_div(kMostPartials, tiles_in_all));
+    Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
+    if (chunks.count > 0)
+      queue.launch(wgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args,
+                   chunks, sum, sum_xhat, partial);
+    queue.launch(merge_wgrad<T>, {dim3(unsigned(s.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, chunks.count, partial,
+                 scale_product);
+  }
+}
+
+template <class T, class Queue>
+void normalise_as(Queue& queue, const Normalise& args) {
+  const int64_t elements = args.n * args.t * args.p * args.k;
+  if (elements > 0) queue.launch(normalise_kernel<T>, element_launch(elements), args);
+}
+
+template <class T, class Queue>
+void copy_as(Queue& queue, const CopyRows& args) {
+  const int64_t elements = args.n * args.t * args.p * args.c;
+  if (elements > 0) queue.launch(copy_kernel<T>, element_launch(elements), args);
+}
+
+template <class T, class Queue>
+void update_running_as(Queue& queue, const RunningStats& args) {
+  queue.launch(update_running_kernel<T>, {dim3(1), kElementThreads, sizeof(double)}, args);
+}
+
+// Each of the above in the storage type that the arguments name. Without stats, the forward gathers none.
+
+template <class Queue>
+void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
+  with_type(args.dtype, [&](auto type) { forward_as<typename decltype(type)::type>(queue, args, stats); });
+}
+
+template <class Queue>
+void backward(Queue& queue, const ConvBackward& args) {
+  with_type(args.dtype, [&](auto type) { backward_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void normalise(Queue& queue, const Normalise& args) {
+  with_type(args.dtype, [&](auto type) { normalise_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void copy(Queue& queue, const CopyRows& args) {
+  with_type(args.dtype, [&](auto type) { copy_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void update_running(Queue& queue, const RunningStats& args) {
+  with_type(args.running_dtype, [&](auto type) { update_running_as<typename decltype(type)::type>(queue, args); });
+}
+
+}  // namespace slowfast_fast::cuda

@@ -1,0 +1,48 @@
+// Launches on PyTorch's current stream, with workspace from its caching allocator.
+#pragma once
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "launch.cuh"
+
+// Weak, so that the library also loads where PyTorch has no CUDA; nothing calls them there.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+extern "C" __attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool, char**);
+extern "C" __attribute__((weak)) void torch_c10_cuda_free_error_msg(char*);
+
+namespace slowfast_fast::cuda {
+
+class Queue {
+ public:
+  explicit Queue(const torch::stable::Device& device) : device_(device) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <class... Parameters, class... Arguments>
+  void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+    kernel<<<how.grid, how.threads, how.shared_bytes, stream_>>>(static_cast<Parameters>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // Freed with this object: the allocator hands it out again only to work that follows on this stream.
+  template <class Value>
+  Value* workspace(int64_t count) {
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(Value));
+    workspace_.push_back(
+        torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte, std::nullopt, device_));
+    return static_cast<Value*>(workspace_.back().data_ptr());
+  }
+
+ private:
+  torch::stable::Device device_;
+  cudaStream_t stream_ = nullptr;
+  std::vector<torch::stable::Tensor> workspace_;
+};
+
+}  // namespace slowfast_fast::cuda

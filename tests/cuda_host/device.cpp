@@ -1,0 +1,63 @@
+#include "device.h"
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cuda/launch.cuh"
+
+namespace slowfast_fast {
+namespace {
+
+class HostQueue {
+ public:
+  template <class... Parameters, class... Arguments>
+  void launch(void (*kernel)(Parameters...), const cuda::Launch& how, const Arguments&... arguments) {
+    cuda_host::run_grid(how.grid, how.threads, how.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  }
+
+  template <class Value>
+  Value* workspace(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(Value);
+    workspace_.emplace_back(new unsigned char[bytes]);
+    std::memset(workspace_.back().get(), 0xFF, bytes);
+    return reinterpret_cast<Value*>(workspace_.back().get());
+  }
+
+ private:
+  std::vector<std::unique_ptr<unsigned char[]>> workspace_;
+};
+
+}  // namespace
+
+void CudaHost::forward(const ConvForward& args) {
+  HostQueue queue;
+  cuda::forward(queue, args, nullptr);
+}
+
+void CudaHost::forward_stats(const ConvForward& args, const BatchStats& stats) {
+  HostQueue queue;
+  cuda::forward(queue, args, &stats);
+}
+
+void CudaHost::normalise(const Normalise& args) {
+  HostQueue queue;
+  cuda::normalise(queue, args);
+}
+
+void CudaHost::backward(const ConvBackward& args) {
+  HostQueue queue;
+  cuda::backward(queue, args);
+}
+
+void CudaHost::copy(const CopyRows& args) {
+  HostQueue queue;
+  cuda::copy(queue, args);
+}
+
+void CudaHost::update_running(const RunningStats& args) {
+  HostQueue queue;
+  cuda::update_running(queue, args);
+}
+
+}  // namespace slowfast_fast

@@ -1,0 +1,19 @@
+// The primitives as csrc/cuda launches them, on fibers.
+#pragma once
+#include "checks.h"
+
+namespace slowfast_fast {
+
+class CudaHost {
+ public:
+  explicit CudaHost(const Tensor&) {}
+
+  void forward(const ConvForward& args);
+  void forward_stats(const ConvForward& args, const BatchStats& stats);
+  void normalise(const Normalise& args);
+  void backward(const ConvBackward& args);
+  void copy(const CopyRows& args);
+  void update_running(const RunningStats& args);
+};
+
+}  // namespace slowfast_fast

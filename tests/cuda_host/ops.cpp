@@ -1,0 +1,24 @@
+// The operators on the CUDA kernels run by the host, for CPU tensors, in a library of their own; the test defines their schemas
+// as csrc/ops.cpp has them. Then what a test needs to steer the harness, for ctypes.
+#include <torch/csrc/stable/library.h>
+
+#include "cuda_host.h"
+#include "device.h"
+#include "lateral_concat.h"
+
+STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
+  using namespace slowfast_fast;
+  m.impl("temporal_conv", TORCH_BOX(&temporal_conv<CudaHost>));
+  m.impl("temporal_conv_backward", TORCH_BOX(&temporal_conv_backward<CudaHost>));
+  m.impl("temporal_conv_bn", TORCH_BOX(&temporal_conv_bn<CudaHost>));
+  m.impl("temporal_conv_bn_backward", TORCH_BOX(&temporal_conv_bn_backward<CudaHost>));
+  m.impl("update_running_stats", TORCH_BOX(&update_running_stats<CudaHost>));
+  m.impl("lateral_concat", TORCH_BOX(&lateral_concat<CudaHost>));
+  m.impl("lateral_concat_bn", TORCH_BOX(&lateral_concat_bn<CudaHost>));
+}
+
+extern "C" {
+void cuda_host_set_schedule(int schedule) { cuda_host::set_schedule(static_cast<cuda_host::Schedule>(schedule)); }
+void cuda_host_skip_barrier(const char* name) { cuda_host::skip_barrier(name); }
+const char* cuda_host_barriers_seen() { return cuda_host::barriers_seen(); }
+}
