@@ -1,0 +1,397 @@
+#include "device.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace slowfast_fast {
+namespace {
+
+using namespace cpu;
+
+size_t acc_size(Dtype dtype) { return dtype == Dtype::Float64 ? 8 : 4; }
+size_t storage_size(Dtype dtype) { return dtype == Dtype::Float64 ? 8 : dtype == Dtype::Float32 ? 4 : 2; }
+
+// Memory for the length of a call, aligned for vectors and not initialised.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : memory_(::operator new(std::max<size_t>(bytes, 1), std::align_val_t(64))) {}
+  template <typename T = void> T* get() const { return static_cast<T*>(memory_.get()); }
+
+ private:
+  struct Delete {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<void, Delete> memory_;
+};
+
+// Runs kernel(begin, end, scratch) over all tasks, each thread with scratch memory of its own.
+template <typename Kernel>
+void parallel(int64_t tasks, int64_t scratch_bytes, const Kernel& kernel) {
+  if (tasks == 0) return;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const Buffer scratch(static_cast<size_t>(scratch_bytes));
+    kernel(begin, end, scratch.get());
+  });
+}
+
+template <typename Kernel>
+void parallel(int64_t tasks, const Kernel& kernel) {
+  if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, kernel);
+}
+
+template <typename Body>
+auto with_accumulation(Dtype dtype, Body body) {
+  return dtype == Dtype::Float64 ? body(double{}) : body(float{});
+}
+
+// A per-channel vector, padded with zeros so that kernels may load whole panels; `absent` stands for an absent one.
+class PaddedVector {
+ public:
+  PaddedVector(Dtype dtype, int64_t k, const void* from, double absent)
+      : buffer_(static_cast<size_t>(k + vector_pad) * acc_size(dtype)) {
+    with_accumulation(dtype, [&](auto zero) {
+      using A = decltype(zero);
+      A* to = buffer_.get<A>();
+      for (int64_t i = 0; i < k; ++i) to[i] = from ? static_cast<const A*>(from)[i] : A(absent);
+      std::fill(to + k, to + k + vector_pad, zero);
+    });
+  }
+  template <typename T = void> T* get() const { return buffer_.get<T>(); }
+
+ private:
+  Buffer buffer_;
+};
+
+class Taps {
+ public:
+  // Destination frames sum source frames: forward (frames of the output over frames of the input) or, transposed, dgrad.
+  Taps(const ConvShape& s, bool transposed) {
+    const int64_t frames = transposed ? s.t_in : s.t_out;
+    std::vector<std::vector<std::pair<int64_t, int64_t>>> of(static_cast<size_t>(frames));
+    for (int64_t t = 0; t < s.t_out; ++t)
+      for (int64_t j = 0; j < s.kt; ++j) {
+        const int64_t in = t * s.stride + j * s.dilation - s.padding;
+        if (in < 0 || in >= s.t_in) continue;
+        if (transposed) of[static_cast<size_t>(in)].push_back({t, j});
+        else of[static_cast<size_t>(t)].push_back({in, j});
+      }
+    first_.push_back(0);
+    for (const auto& pairs : of) {
+      for (const auto& [frame, tap] : pairs) {
+        frame_.push_back(static_cast<int32_t>(frame));
+        tap_.push_back(static_cast<int32_t>(tap));
+      }
+      first_.push_back(static_cast<int32_t>(frame_.size()));
+    }
+  }
+  TapTable table() const { return {first_.data(), frame_.data(), tap_.data()}; }
+
+ private:
+  std::vector<int32_t> first_, frame_, tap_;
+};
+
+// Block sizes from the caches that every core of the supported processors has: 32 KiB of L1 data, 512 KiB of L2. They fix the
+// order of summation, so they may depend on shapes and on the instruction set only.
+constexpr int64_t l1_weights = 16 << 10;  // one panel's block of weights, all taps: half of L1
+constexpr int64_t l2_sums = 96 << 10;     // a task's unfinished sums
+constexpr int64_t l2_source = 128 << 10;  // a task's source block
+static_assert(l2_sums + l2_source <= (512 << 10) / 2, "half of L2 is left to the stream of weights");
+
+int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, std::min(value, high)); }
+
+Blocking conv_blocking(Dtype dtype, int64_t n, int64_t p, int64_t c, int64_t k, int64_t t, int64_t kt) {
+  const TileShape tile = kernels().tile(dtype, k);
+  const int64_t size = static_cast<int64_t>(acc_size(dtype));
+  Blocking b;
+  b.panel = tile.panel;
+  const int64_t depth = l1_weights / (kt * tile.panel * size);
+  b.c_block = c <= depth ? c : clamp(depth / 16 * 16, 16, c);
+  b.t_block = std::min<int64_t>(t, 8);
+  const int64_t rows = l2_source / ((b.t_block + kt) * b.c_block * size);
+  b.p_block = tile.rows * clamp(rows / tile.rows, 1, 48 / tile.rows);
+  const int64_t group = l2_sums / (b.t_block * b.p_block * size);
+  b.k_group = tile.panel * clamp(group / tile.panel, 1, ceil_div(k, tile.panel));
+  // Few tasks leave threads idle on small images: 64 keep a desktop's cores busy and cost a re-read of the source each.
+  const int64_t row_tasks = std::max<int64_t>(1, n * ceil_div(p, b.p_block) * ceil_div(t, b.t_block));
+  const int64_t groups = clamp(64 / row_tasks, 1, ceil_div(k, tile.panel));
+  b.k_group = std::min(b.k_group, tile.panel * ceil_div(ceil_div(k, tile.panel), groups));
+  return b;
+}
+
+int64_t row_tasks(const ConvPlan& plan) {
+  return plan.n * ceil_div(plan.p, plan.blocking.p_block) * ceil_div(plan.t, plan.blocking.t_block);
+}
+
+// Packs the weights and runs a product; `reduced` is what the packing scales by (dgrad of a scaled convolution).
+void run_conv(ConvPlan plan, const void* weight, int64_t stride_out, int64_t stride_reduced, const void* factor) {
+  const Blocking& b = plan.blocking;
+  const int64_t panels = ceil_div(plan.k, b.panel);
+  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * plan.kt) * acc_size(plan.dtype));
+  const PackPlan pack{plan.dtype, plan.k, plan.c, plan.kt, stride_out, stride_reduced, b.panel, b.c_block, weight, factor, packed.get()};
+  parallel(panels, [&](int64_t begin, int64_t end) { kernels().pack(pack, begin, end); });
+  plan.weight = packed.get();
+  parallel(row_tasks(plan) * ceil_div(plan.k, b.k_group), kernels().conv_scratch(plan),
+           [&](int64_t begin, int64_t end, void* scratch) { kernels().conv(plan, begin, end, scratch); });
+}
+
+ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
+  const ConvShape& s = args.shape;
+  ConvPlan plan{};
+  plan.dtype = args.dtype;
+  plan.n = s.n;
+  plan.p = s.p;
+  plan.c = s.c;
+  plan.k = s.k;
+  plan.t_source = s.t_in;
+  plan.t = s.t_out;
+  plan.kt = s.kt;
+  plan.source.rows = args.x;
+  plan.taps = taps.table();
+  plan.blocking = conv_blocking(args.dtype, s.n, s.p, s.c, s.k, s.t_out, s.kt);
+  plan.residual = args.residual;
+  plan.relu = args.relu;
+  plan.y = args.y;
+  return plan;
+}
+
+// Merges the tasks' (count, mean, M2) in order, in double (Chan et al. 1983).
+void finish_statistics(const ConvPlan& plan, const double* partial, const BatchStats& stats) {
+  const Blocking& b = plan.blocking;
+  const int64_t p_blocks = ceil_div(plan.p, b.p_block), t_blocks = ceil_div(plan.t, b.t_block);
+  std::vector<double> mean(static_cast<size_t>(plan.k)), m2(static_cast<size_t>(plan.k));
+  double count = 0;
+  for (int64_t task = 0; task < row_tasks(plan); ++task) {
+    const int64_t block = task / t_blocks % p_blocks, t0 = task % t_blocks * b.t_block;
+    const int64_t rows = plan.p / p_blocks + (block < plan.p % p_blocks);
+    const double added = static_cast<double>(rows * std::min(b.t_block, plan.t - t0)), total = count + added;
+    const double* task_mean = partial + task * 2 * plan.k;
+    for (int64_t k = 0; k < plan.k; ++k) {
+      const double delta = task_mean[k] - mean[static_cast<size_t>(k)];
+      mean[static_cast<size_t>(k)] += delta * (added / total);
+      m2[static_cast<size_t>(k)] += task_mean[plan.k + k] + delta * delta * (count * added / total);
+    }
+    count = total;
+  }
+  with_accumulation(plan.dtype, [&](auto zero) {
+    using A = decltype(zero);
+    for (int64_t k = 0; k < plan.k; ++k) {
+      const double m = m2[static_cast<size_t>(k)];
+      static_cast<A*>(stats.mean)[k] = static_cast<A>(mean[static_cast<size_t>(k)]);
+      static_cast<A*>(stats.invstd)[k] = static_cast<A>(1 / std::sqrt(m / count + stats.eps));
+      static_cast<A*>(stats.unbiased_var)[k] = static_cast<A>(m / (count - 1));
+    }
+  });
+}
+
+// factor = gamma * invstd
+PaddedVector normalising_factor(Dtype dtype, int64_t k, const void* gamma, const void* invstd) {
+  PaddedVector factor(dtype, k, gamma, 1.0);
+  with_accumulation(dtype, [&](auto zero) {
+    using A = decltype(zero);
+    for (int64_t i = 0; i < k; ++i) factor.get<A>()[i] *= static_cast<const A*>(invstd)[i];
+  });
+  return factor;
+}
+
+// The vectors of a normalised Source (plan.h); they live as long as the gradient is read.
+struct NormalisedGradient {
+  PaddedVector mean, factor, beta, slope, offset;
+
+  NormalisedGradient(const ConvBackward& args, int64_t k)
+      : mean(args.dtype, k, args.bn.mean, 0), factor(normalising_factor(args.dtype, k, args.bn.gamma, args.bn.invstd)),
+        beta(args.dtype, k, args.bn.beta, 0), slope(args.dtype, k, nullptr, 0), offset(args.dtype, k, nullptr, 0) {}
+
+  void attach(Source& source) const {
+    source.mean = mean.get();
+    source.factor = factor.get();
+    source.beta = beta.get();
+    source.slope = slope.get();
+    source.offset = offset.get();
+  }
+};
+
+// Per channel the sums of g and of g * (raw - mean) over all rows, in double; writes dresidual on the way.
+std::vector<double> gradient_sums(const ConvBackward& args, const Source& gradient) {
+  const ConvShape& s = args.shape;
+  const int64_t tasks = s.n * s.t_out * ceil_div(s.p, row_block);
+  const Buffer partial(static_cast<size_t>(tasks * 2 * s.k) * sizeof(double));
+  const SumsPlan plan{args.dtype, s.n, s.t_out, s.p, s.k, gradient, partial.get<double>(), args.dresidual};
+  parallel(tasks, [&](int64_t begin, int64_t end) { kernels().sums(plan, begin, end); });
+  std::vector<double> sums(static_cast<size_t>(2 * s.k));
+  for (int64_t task = 0; task < tasks; ++task)
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] += plan.sums[static_cast<size_t>(task) * sums.size() + i];
+  return sums;
+}
+
+void dgrad(const ConvBackward& args, const Source& gradient) {
+  const ConvShape& s = args.shape;
+  const Taps taps(s, true);
+  ConvPlan plan{};
+  plan.dtype = args.dtype;
+  plan.n = s.n;
+  plan.p = s.p;
+  plan.c = s.k;
+  plan.k = s.c;
+  plan.t_source = s.t_out;
+  plan.t = s.t_in;
+  plan.kt = s.kt;
+  plan.source = gradient;
+  plan.taps = taps.table();
+  plan.blocking = conv_blocking(args.dtype, s.n, s.p, s.k, s.c, s.t_in, s.kt);
+  plan.y = args.dx;
+  run_conv(plan, args.weight, s.kt, s.c * s.kt, args.scale);
+}
+
+void wgrad(const ConvBackward& args, const Source& gradient) {
+  const ConvShape& s = args.shape;
+  const Taps taps(s, false);
+  const TileShape tile = kernels().tile(args.dtype, s.k);
+  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
+  WgradPlan plan{};
+  plan.dtype = args.dtype;
+  plan.n = s.n;
+  plan.p = s.p;
+  plan.c = s.c;
+  plan.k = s.k;
+  plan.t_in = s.t_in;
+  plan.t_out = s.t_out;
+  plan.kt = s.kt;
+  plan.x.rows = args.x;
+  plan.gradient = gradient;
+  plan.taps = taps.table();
+  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1.
+  plan.blocking.panel = tile.panel;
+  plan.blocking.t_block = std::min<int64_t>(s.t_out, 8);
+  plan.blocking.p_block = clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 128);
+  const int64_t rows = plan.blocking.t_block * plan.blocking.p_block;
+  plan.blocking.c_block = clamp(l2_source / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
+  plan.blocking.k_group = tile.panel * clamp(l2_sums / (rows * size) / tile.panel, 1, panels);
+  // Chunks of rows until there are 32 tasks; each has sums of the weight's size.
+  const int64_t groups = ceil_div(s.k, plan.blocking.k_group);
+  plan.chunks = clamp(ceil_div(32, groups), 1, std::max<int64_t>(1, s.n * ceil_div(s.p, plan.blocking.p_block)));
+  const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * s.kt * size));
+  plan.partial = partial.get();
+  parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),
+           [&](int64_t begin, int64_t end, void* scratch) { kernels().wgrad(plan, begin, end, scratch); });
+  const WgradResult result{args.dtype, s.c,          s.k,        s.kt,         tile.panel, plan.chunks, partial.get(),
+                           args.weight, args.scale, args.dweight, args.bn.raw.data ? nullptr : args.dscale};
+  parallel(panels, [&](int64_t begin, int64_t end) { kernels().wgrad_result(result, begin, end); });
+}
+
+}  // namespace
+
+void Cpu::forward(const ConvForward& args) {
+  const Taps taps(args.shape, false);
+  ConvPlan plan = forward_plan(args, taps);
+  const int64_t k = args.shape.k;
+  const PaddedVector scale(args.dtype, k, args.scale, 1), shift(args.dtype, k, args.shift, 0);
+  if (args.scale || args.shift) {
+    plan.scale = scale.get();
+    plan.shift = shift.get();
+  }
+  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, nullptr);
+}
+
+void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
+  const Taps taps(args.shape, false);
+  ConvPlan plan = forward_plan(args, taps);
+  const Buffer partial(static_cast<size_t>(row_tasks(plan) * 2 * plan.k) * sizeof(double));
+  plan.statistics = partial.get<double>();
+  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, nullptr);
+  finish_statistics(plan, partial.get<double>(), stats);
+}
+
+void Cpu::normalise(const Normalise& args) {
+  const PaddedVector mean(args.dtype, args.k, args.mean, 0), beta(args.dtype, args.k, args.beta, 0);
+  const PaddedVector factor = normalising_factor(args.dtype, args.k, args.gamma, args.invstd);
+  const NormalisePlan plan{args.dtype, args.n,       args.t,       args.p,     args.k,    args.raw,
+                           args.residual, mean.get(), factor.get(), beta.get(), args.relu, args.y};
+  parallel(args.n * args.t * ceil_div(args.p, row_block),
+           [&](int64_t begin, int64_t end) { kernels().normalise(plan, begin, end); });
+}
+
+void Cpu::backward(const ConvBackward& args) {
+  const ConvShape& s = args.shape;
+  const bool bn = args.bn.raw.data != nullptr;
+  Source gradient{};
+  gradient.rows = args.grad;
+  gradient.relu = args.relu;
+  gradient.y = bn ? Rows{} : args.y;
+  gradient.raw = args.bn.raw;
+  gradient.residual = args.bn.residual;
+  const bool products = args.dx.data || args.dweight || (!bn && args.dscale);
+  std::unique_ptr<NormalisedGradient> normalised;
+  if (bn) {
+    normalised = std::make_unique<NormalisedGradient>(args, s.k);
+    normalised->attach(gradient);
+  }
+  if (args.dshift || args.dresidual.data || (bn && (products || args.dscale))) {
+    const std::vector<double> sums = gradient_sums(args, gradient);
+    with_accumulation(args.dtype, [&](auto zero) {
+      using A = decltype(zero);
+      const double count = static_cast<double>(s.n * s.t_out * s.p);
+      for (int64_t k = 0; k < s.k; ++k) {
+        const double sum = sums[static_cast<size_t>(k)], product = sums[static_cast<size_t>(s.k + k)];
+        if (args.dshift) static_cast<A*>(args.dshift)[k] = static_cast<A>(sum);
+        if (!bn) continue;
+        // dconv = factor * (g - mean(g) - xhat * mean(g * xhat)), xhat = (raw - mean) * invstd
+        const double invstd = static_cast<const A*>(args.bn.invstd)[k], factor = normalised->factor.get<A>()[k];
+        if (args.dscale) static_cast<A*>(args.dscale)[k] = static_cast<A>(product * invstd);
+        normalised->slope.get<A>()[k] = static_cast<A>(-factor * invstd * invstd * product / count);
+        normalised->offset.get<A>()[k] = static_cast<A>(-factor * sum / count);
+      }
+    });
+  }
+  if (args.dx.data) dgrad(args, gradient);
+  if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);
+}
+
+void Cpu::copy(const CopyRows& args) {
+  const int64_t size = static_cast<int64_t>(storage_size(args.dtype)), blocks = ceil_div(args.p, row_block);
+  const auto* from = static_cast<const char*>(args.from.data);
+  auto* to = static_cast<char*>(args.to.data);
+  parallel(args.n * args.t * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t frame = task / blocks, n = frame / args.t, t = frame % args.t;
+      const int64_t p_end = std::min(args.p, (task % blocks + 1) * row_block);
+      for (int64_t p = task % blocks * row_block; p < p_end; ++p)
+        std::memcpy(to + (n * args.to.stride_n + t * args.to.stride_t + p * args.to.stride_p) * size,
+                    from + (n * args.from.stride_n + t * args.from.stride_t + p * args.from.stride_p) * size,
+                    static_cast<size_t>(args.c * size));
+    }
+  });
+}
+
+void Cpu::update_running(const RunningStats& args) {
+  if (args.num_batches_tracked) ++*args.num_batches_tracked;
+  const double factor = args.cumulative ? 1.0 / static_cast<double>(*args.num_batches_tracked) : args.momentum;
+  const auto update = [&](void* running, const void* batch) {
+    if (!running) return;
+    const auto run = [&](auto* values) {
+      using T = std::remove_pointer_t<decltype(values)>;
+      for (int64_t k = 0; k < args.k; ++k) {
+        const double added = args.batch_is_double ? static_cast<const double*>(batch)[k] : static_cast<const float*>(batch)[k];
+        values[k] = static_cast<T>((1 - factor) * static_cast<double>(values[k]) + factor * added);
+      }
+    };
+    switch (args.running_dtype) {
+      case Dtype::Float32: return run(static_cast<float*>(running));
+      case Dtype::Float64: return run(static_cast<double*>(running));
+      case Dtype::Float16: return run(static_cast<torch::headeronly::Half*>(running));
+      case Dtype::BFloat16: return run(static_cast<torch::headeronly::BFloat16*>(running));
+    }
+  };
+  update(args.running_mean, args.mean);
+  update(args.running_var, args.unbiased_var);
+}
+
+}  // namespace slowfast_fast

@@ -1,0 +1,26 @@
+// The CPU as a device: csrc/primitives.h carried out by the kernels of the best instruction set, on PyTorch's thread pool.
+#pragma once
+#include "checks.h"
+#include "plan.h"
+
+namespace slowfast_fast {
+
+class Cpu {
+ public:
+  explicit Cpu(const Tensor& like) : like_(like) {}
+  void forward(const ConvForward& args);
+  void forward_stats(const ConvForward& args, const BatchStats& stats);
+  void normalise(const Normalise& args);
+  void backward(const ConvBackward& args);
+  void copy(const CopyRows& args);
+  void update_running(const RunningStats& args);
+
+ private:
+  const Tensor& like_;
+};
+
+namespace cpu {
+// The kernels in use: the widest instruction set that this processor has, or less if ATEN_CPU_CAPABILITY says so, as for PyTorch.
+const Kernels& kernels();
+}  // namespace cpu
+}  // namespace slowfast_fast

@@ -1,0 +1,100 @@
+// The kernels for one instruction set, SFF_ISA, and every storage type. This file and what it includes use no template or inline
+// function of the standard library or of PyTorch: the linker could keep the copy compiled for AVX-512 and give it to code
+// that must run anywhere.
+#include "conv.h"
+#include "rowwise.h"
+#include "wgrad.h"
+
+namespace slowfast_fast::cpu::SFF_ISA {
+namespace {
+
+template <typename T> struct Of { using type = T; };
+
+template <typename Body>
+SFF_INLINE auto with_dtype(Dtype dtype, Body body) {
+  switch (dtype) {
+    case Dtype::Float64: return body(Of<double>{});
+    case Dtype::Float16: return body(Of<Half>{});
+    case Dtype::BFloat16: return body(Of<BFloat16>{});
+    default: return body(Of<float>{});
+  }
+}
+
+// The register tile for k output channels.
+template <typename T, typename Body>
+SFF_INLINE auto with_tile(int64_t k, Body body) {
+  if constexpr (sizeof(Acc<T>) == 8) return body(Of<Wide64>{});
+  else if (k <= Narrow32::panel) return body(Of<Narrow32>{});
+  else if (k <= Mid32::panel) return body(Of<Mid32>{});
+  else return body(Of<Wide32>{});
+}
+
+template <typename Body>
+SFF_INLINE auto with_dtype_and_tile(Dtype dtype, int64_t k, Body body) {
+  return with_dtype(dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    return with_tile<T>(k, [&](auto tile) { return body(t, tile); });
+  });
+}
+
+template <typename T>
+constexpr int row_width = sizeof(Acc<T>) == 8 ? Wide64::W : Narrow32::W;
+
+TileShape tile(Dtype dtype, int64_t k) {
+  return with_dtype_and_tile(dtype, k, [](auto, auto tile) {
+    using Tl = typename decltype(tile)::type;
+    static_assert(Tl::panel <= vector_pad);
+    return TileShape{Tl::MR, Tl::panel};
+  });
+}
+
+template <template <typename, typename> class Task, typename Plan>
+SFF_INLINE int64_t scratch_of(const Plan& plan) {
+  return with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
+    return Task<typename decltype(t)::type, typename decltype(tile)::type>::scratch(plan);
+  });
+}
+
+template <template <typename, typename> class Task, typename Plan>
+SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* scratch) {
+  with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
+    Task<typename decltype(t)::type, typename decltype(tile)::type> task(plan, scratch);
+    for (int64_t i = begin; i < end; ++i) task.run(i);
+  });
+}
+
+int64_t conv_scratch(const ConvPlan& plan) { return scratch_of<ConvTask>(plan); }
+int64_t wgrad_scratch(const WgradPlan& plan) { return scratch_of<WgradTask>(plan); }
+void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<ConvTask>(plan, begin, end, scratch); }
+void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<WgradTask>(plan, begin, end, scratch); }
+
+void pack(const PackPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) { pack_panels<typename decltype(t)::type>(plan, begin, end); });
+}
+void wgrad_result(const WgradResult& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) { finish_wgrad<typename decltype(t)::type>(plan, begin, end); });
+}
+void normalise(const NormalisePlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    normalise_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
+void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    sum_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
+
+#define SFF_NAME_(isa) #isa
+#define SFF_NAME(isa) SFF_NAME_(isa)
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
+  return table;
+}
+
+}  // namespace slowfast_fast::cpu::SFF_ISA

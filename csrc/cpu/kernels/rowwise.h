@@ -1,0 +1,109 @@
+// Passes over rows, the packing of weights and the finish of wgrad.
+#pragma once
+#include "micro.h"
+#include "source.h"
+
+namespace slowfast_fast::cpu::SFF_ISA {
+
+// Calls body(n, t, p, rows) for the row blocks [begin, end).
+template <typename Plan, typename Body>
+SFF_INLINE void for_row_blocks(const Plan& plan, int64_t begin, int64_t end, Body body) {
+  const int64_t blocks = ceil_div(plan.p, row_block);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t frame = task / blocks, p = task % blocks * row_block;
+    body(task, frame / plan.t, frame % plan.t, p, plan.p - p < row_block ? plan.p - p : row_block);
+  }
+}
+
+template <typename T, int W>
+void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  for_row_blocks(plan, begin, end, [&](int64_t, int64_t n, int64_t t, int64_t p, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* raw = row_at<T>(plan.raw, n, t, p + i);
+      const T* residual = row_at<T>(plan.residual, n, t, p + i);
+      T* y = row_at<T>(plan.y, n, t, p + i);
+      for (int64_t c = 0; c < plan.k; c += W) {
+        const int64_t count = plan.k - c;
+        auto v = (load<W>(raw + c, count) - load<W>(static_cast<const A*>(plan.mean) + c)) *
+                     load<W>(static_cast<const A*>(plan.factor) + c) +
+                 load<W>(static_cast<const A*>(plan.beta) + c);
+        if (residual) v += load<W>(residual + c, count);
+        if (plan.relu) v = relu(v);
+        store<W>(y + c, v, count);
+      }
+    }
+  });
+}
+
+template <typename T, int W>
+void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
+  using V = Vec<Acc<T>, W>;
+  for_row_blocks(plan, begin, end, [&](int64_t task, int64_t n, int64_t t, int64_t p, int64_t rows) {
+    double* sum = plan.sums + task * 2 * plan.k;
+    for (int64_t c = 0; c < plan.k; c += W) {
+      const int64_t count = plan.k - c;
+      V total{}, product{};
+      for (int64_t i = 0; i < rows; ++i) {
+        const SourceRow<T, W> row(plan.gradient, n, t, p + i);
+        const V g = row.masked(c, count);
+        total += g;
+        if (row.raw) product += g * row.centred(c, count);
+        if (plan.dresidual.data) store<W>(row_at<T>(plan.dresidual, n, t, p + i) + c, g, count);
+      }
+      for (int64_t l = 0; l < W && l < count; ++l) {
+        sum[c + l] = total[l];
+        sum[plan.k + c + l] = product[l];
+      }
+    }
+  });
+}
+
+template <typename T>
+void pack_panels(const PackPlan& plan, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const A* factor = static_cast<const A*>(plan.factor);
+  for (int64_t index = begin; index < end; ++index) {
+    A* to = static_cast<A*>(plan.to) + index * plan.reduced * plan.kt * plan.panel;
+    const int64_t o0 = index * plan.panel, lanes = plan.out - o0 < plan.panel ? plan.out - o0 : plan.panel;
+    for (int64_t c0 = 0; c0 < plan.reduced; c0 += plan.c_block) {
+      const int64_t depth = plan.reduced - c0 < plan.c_block ? plan.reduced - c0 : plan.c_block;
+      for (int64_t j = 0; j < plan.kt; ++j)
+        for (int64_t c = c0; c < c0 + depth; ++c, to += plan.panel) {
+          const T* from = static_cast<const T*>(plan.from) + o0 * plan.stride_out + c * plan.stride_reduced + j;
+          const A f = factor ? factor[c] : A(1);
+          for (int64_t l = 0; l < lanes; ++l) to[l] = widen(from[l * plan.stride_out]) * f;
+          for (int64_t l = lanes; l < plan.panel; ++l) to[l] = 0;
+        }
+    }
+  }
+}
+
+template <typename T>
+void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const int64_t size = plan.kt * plan.c * plan.panel, panels = ceil_div(plan.k, plan.panel);
+  for (int64_t index = begin; index < end; ++index) {
+    const A* partial = static_cast<const A*>(plan.partial) + index * size;
+    const int64_t k0 = index * plan.panel, lanes = plan.k - k0 < plan.panel ? plan.k - k0 : plan.panel;
+    double dscale[vector_pad] = {};
+    for (int64_t c = 0; c < plan.c; ++c)
+      for (int64_t j = 0; j < plan.kt; ++j) {
+        A sum[vector_pad] = {};
+        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+          const A* part = partial + chunk * panels * size + (j * plan.c + c) * plan.panel;
+          for (int64_t l = 0; l < lanes; ++l) sum[l] += part[l];
+        }
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t at = ((k0 + l) * plan.c + c) * plan.kt + j;
+          if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * double(sum[l]);
+          if (plan.dweight)
+            narrow(plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] * sum[l] : sum[l], static_cast<T*>(plan.dweight) + at);
+        }
+      }
+    if (plan.dscale)
+      for (int64_t l = 0; l < lanes; ++l) static_cast<A*>(plan.dscale)[k0 + l] = A(dscale[l]);
+  }
+}
+
+}  // namespace slowfast_fast::cpu::SFF_ISA

@@ -1,0 +1,71 @@
+// Reading the left operand of a product: conversion to the accumulation type, ReLU mask and BatchNorm backward on the way.
+#pragma once
+#include "../plan.h"
+#include "vec.h"
+
+namespace slowfast_fast::cpu::SFF_ISA {
+
+template <typename T, typename Pointer>
+SFF_INLINE auto* row_at(const RowsOf<Pointer>& rows, int64_t n, int64_t t, int64_t p) {
+  const int64_t offset = n * rows.stride_n + t * rows.stride_t + p * rows.stride_p;
+  if constexpr (sizeof(Pointer) && __is_same(Pointer, void*)) return static_cast<T*>(rows.data) + offset;
+  else return rows.data ? static_cast<const T*>(rows.data) + offset : nullptr;
+}
+
+// One row of a Source; vectors of W channels starting at c, of which `count` exist.
+template <typename T, int W>
+struct SourceRow {
+  using A = Acc<T>;
+  using V = Vec<A, W>;
+  const Source& source;
+  const T *value, *y, *raw, *residual;
+
+  SFF_INLINE SourceRow(const Source& s, int64_t n, int64_t t, int64_t p)
+      : source(s), value(row_at<T>(s.rows, n, t, p)), y(row_at<T>(s.y, n, t, p)), raw(row_at<T>(s.raw, n, t, p)),
+        residual(row_at<T>(s.residual, n, t, p)) {}
+
+  SFF_INLINE V vector(const void* v, int64_t c) const { return load<W>(static_cast<const A*>(v) + c); }
+  SFF_INLINE V centred(int64_t c, int64_t count) const { return load<W>(raw + c, count) - vector(source.mean, c); }
+
+  // The gradient behind the ReLU. A NaN passes the mask, as in torch's threshold_backward.
+  SFF_INLINE V masked(int64_t c, int64_t count) const {
+    V v = load<W>(value + c, count);
+    if (y) v = load<W>(y + c, count) <= V{} ? V{} : v;
+    if (raw && source.relu) {
+      V z = centred(c, count) * vector(source.factor, c) + vector(source.beta, c);
+      if (residual) z += load<W>(residual + c, count);
+      v = z <= V{} ? V{} : v;
+    }
+    return v;
+  }
+
+  SFF_INLINE V operator()(int64_t c, int64_t count) const {
+    V v = masked(c, count);
+    if (raw) v = v * vector(source.factor, c) + (centred(c, count) * vector(source.slope, c) + vector(source.offset, c));
+    return v;
+  }
+};
+
+// Whether products can read the tensor itself.
+template <typename T>
+SFF_INLINE bool is_direct(const Source& s) { return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data; }
+
+// Channels [c0, c0 + depth) of `rows` rows of a frame, into to[row * ld + c]; up to ld, 0 follows.
+template <typename T, int W>
+SFF_INLINE void read_rows(const Source& s, int64_t n, int64_t t, int64_t p0, int64_t rows, int64_t c0, int64_t depth, Acc<T>* to,
+                          int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i, to += ld) {
+    const SourceRow<T, W> row(s, n, t, p0 + i);
+    int64_t c = 0;
+    for (; c + W <= depth; c += W) store<W>(to + c, row(c0 + c, W));
+    if (c < depth) {
+      Vec<Acc<T>, W> v = row(c0 + c, depth - c);
+      for (int l = 0; l < W; ++l) v[l] = l < depth - c ? v[l] : 0;
+      store<W>(to + c, v, ld - c);
+      c += W;
+    }
+    for (; c < ld; c += W) store<W>(to + c, Vec<Acc<T>, W>{}, ld - c);
+  }
+}
+
+}  // namespace slowfast_fast::cpu::SFF_ISA

@@ -1,0 +1,126 @@
+// What the threads of a CPU operator work on: plain descriptions, made by device.cpp and read by the kernels, which are
+// compiled once per instruction set. Every kernel takes a range [begin, end) of independent tasks; how the work is cut into tasks
+// depends on the shapes only, never on the number of threads, so that results do not either.
+#pragma once
+#include "primitives.h"
+
+namespace slowfast_fast::cpu {
+
+// The left operand of a product: activations as they are, or a gradient that is masked and normalised while it is read.
+//   plain:       v = rows
+//   masked:      v = rows where y > 0, else 0                                           (y present)
+//   normalised:  v = factor * g + slope * (raw - mean) + offset, g = rows, masked by the sign of
+//                (raw - mean) * factor + beta + residual when there was a ReLU            (raw present)
+// The vectors are of the accumulation type, padded to a multiple of `vector_pad`.
+struct Source {
+  Rows rows;
+  Rows y;
+  Rows raw, residual;
+  bool relu;
+  const void *mean, *factor, *beta, *slope, *offset;
+};
+constexpr int64_t vector_pad = 32;  // at least the channels of the widest panel
+
+// For destination frame t, the pairs (source frame, kernel tap) that it sums, entries first[t] ... first[t + 1].
+struct TapTable {
+  const int32_t *first, *frame, *tap;
+};
+
+// How a product is cut: panels of output channels (the register tile's width), groups of panels, blocks of depth (input
+// channels), of positions and of frames.
+struct Blocking {
+  int64_t panel, k_group, c_block, p_block, t_block;
+};
+
+// destination[n, t, p, k] = epilogue(sum over (frame, tap) of t, c of source[n, frame, p, c] * weight[k, c, tap])
+// Tasks: frame blocks x position blocks x clips, the panel groups fastest. Forward convolution and dgrad.
+struct ConvPlan {
+  Dtype dtype;
+  int64_t n, p, c, k, t_source, t, kt;
+  Source source;
+  TapTable taps;
+  const void* weight;  // packed: [panel][c block][tap][c][channel of the panel], zero-padded
+  Blocking blocking;
+  const void *scale, *shift;  // (k), padded, or nullptr together
+  Rows residual;
+  bool relu;
+  OutRows y;
+  double* statistics;  // nullptr, or per row task [mean, M2][k] of the stored values
+};
+
+// partial[chunk][panel][tap][c][channel of the panel] = sum over the chunk's rows of x * gradient
+// Tasks: panel groups x chunks of position blocks.
+struct WgradPlan {
+  Dtype dtype;
+  int64_t n, p, c, k, t_in, t_out, kt;
+  Source x, gradient;
+  TapTable taps;  // of the forward
+  Blocking blocking;
+  int64_t chunks;
+  void* partial;
+};
+
+// Sums the chunks in order: dweight = scale * sum, dscale = sum over (c, tap) of weight * sum. Tasks: panels.
+struct WgradResult {
+  Dtype dtype;
+  int64_t c, k, kt, panel, chunks;
+  const void* partial;
+  const void *weight, *scale;
+  void *dweight, *dscale;  // each may be nullptr
+};
+
+// weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap] * factor[r]. Tasks: panels.
+struct PackPlan {
+  Dtype dtype;
+  int64_t out, reduced, kt, stride_out, stride_reduced, panel, c_block;
+  const void *from, *factor;
+  void* to;
+};
+
+// Passes over rows; tasks are blocks of `row_block` rows of one frame.
+constexpr int64_t row_block = 256;
+
+struct NormalisePlan {
+  Dtype dtype;
+  int64_t n, t, p, k;
+  Rows raw, residual;
+  const void *mean, *factor, *beta;  // padded
+  bool relu;
+  OutRows y;
+};
+
+// Per task: sums[task][0][k] = sum of g, sums[task][1][k] = sum of g * (raw - mean); g is also written to dresidual when wanted.
+struct SumsPlan {
+  Dtype dtype;
+  int64_t n, t, p, k;
+  Source gradient;
+  double* sums;
+  OutRows dresidual;
+};
+
+struct TileShape {
+  int64_t rows, panel;
+};
+
+struct Kernels {
+  const char* name;
+  TileShape (*tile)(Dtype, int64_t k);
+  void (*pack)(const PackPlan&, int64_t, int64_t);
+  int64_t (*conv_scratch)(const ConvPlan&);  // bytes a thread needs
+  void (*conv)(const ConvPlan&, int64_t, int64_t, void* scratch);
+  int64_t (*wgrad_scratch)(const WgradPlan&);
+  void (*wgrad)(const WgradPlan&, int64_t, int64_t, void* scratch);
+  void (*wgrad_result)(const WgradResult&, int64_t, int64_t);
+  void (*normalise)(const NormalisePlan&, int64_t, int64_t);
+  void (*sums)(const SumsPlan&, int64_t, int64_t);
+};
+
+namespace baseline { const Kernels& kernels(); }
+#if defined(SFF_HAVE_X86_ISAS)
+namespace avx2 { const Kernels& kernels(); }
+namespace avx512 { const Kernels& kernels(); }
+#endif
+
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace slowfast_fast::cpu
