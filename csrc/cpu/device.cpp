@@ -108,22 +108,29 @@ static_assert(l2_sums + l2_source <= (512 << 10) / 2, "half of L2 is left to the
 
 int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, std::min(value, high)); }
 
-Blocking conv_blocking(Dtype dtype, int64_t n, int64_t p, int64_t c, int64_t k, int64_t t, int64_t kt) {
-  const TileShape tile = kernels().tile(dtype, k);
-  const int64_t size = static_cast<int64_t>(acc_size(dtype));
+// Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it from 16 channels on
+// either side. One frame has no pair.
+bool use_winograd(const ConvPlan& plan, const ConvShape& s) {
+  return s.kt == 3 && s.stride == 1 && s.dilation == 1 && plan.t >= 2 && plan.c >= 16 && plan.k >= 16;
+}
+
+Blocking conv_blocking(const ConvPlan& plan) {
+  const TileShape tile = kernels().tile(plan.dtype, plan.k);
+  const int64_t size = static_cast<int64_t>(acc_size(plan.dtype)), panels = ceil_div(plan.k, tile.panel);
+  // Weight matrices in L1 at a time, source rows and sums held per position of a block.
+  const int64_t matrices = plan.winograd ? 1 : plan.kt;
   Blocking b;
   b.panel = tile.panel;
-  const int64_t depth = l1_weights / (kt * tile.panel * size);
-  b.c_block = c <= depth ? c : clamp(depth / 16 * 16, 16, c);
-  b.t_block = std::min<int64_t>(t, 8);
-  const int64_t rows = l2_source / ((b.t_block + kt) * b.c_block * size);
-  b.p_block = tile.rows * clamp(rows / tile.rows, 1, 48 / tile.rows);
-  const int64_t group = l2_sums / (b.t_block * b.p_block * size);
-  b.k_group = tile.panel * clamp(group / tile.panel, 1, ceil_div(k, tile.panel));
+  b.t_block = std::min<int64_t>(plan.t, 8);
+  const int64_t source_frames = plan.winograd ? 2 * b.t_block : b.t_block + plan.kt;
+  const int64_t sum_frames = plan.winograd ? 2 * b.t_block : b.t_block;
+  const int64_t depth = std::min<int64_t>(l1_weights / (matrices * tile.panel * size), 128);
+  b.c_block = plan.c <= depth ? plan.c : clamp(depth / 16 * 16, 16, plan.c);
+  b.p_block = tile.rows * clamp(l2_source / (source_frames * b.c_block * size) / tile.rows, 1, 48 / tile.rows);
+  b.k_group = tile.panel * clamp(l2_sums / (sum_frames * b.p_block * size) / tile.panel, 1, panels);
   // Few tasks leave threads idle on small images: 64 keep a desktop's cores busy and cost a re-read of the source each.
-  const int64_t row_tasks = std::max<int64_t>(1, n * ceil_div(p, b.p_block) * ceil_div(t, b.t_block));
-  const int64_t groups = clamp(64 / row_tasks, 1, ceil_div(k, tile.panel));
-  b.k_group = std::min(b.k_group, tile.panel * ceil_div(ceil_div(k, tile.panel), groups));
+  const int64_t row_tasks = std::max<int64_t>(1, plan.n * ceil_div(plan.p, b.p_block) * ceil_div(plan.t, b.t_block));
+  b.k_group = std::min(b.k_group, tile.panel * ceil_div(panels, clamp(64 / row_tasks, 1, panels)));
   return b;
 }
 
@@ -131,13 +138,15 @@ int64_t row_tasks(const ConvPlan& plan) {
   return plan.n * ceil_div(plan.p, plan.blocking.p_block) * ceil_div(plan.t, plan.blocking.t_block);
 }
 
-// Packs the weights and runs a product; `reduced` is what the packing scales by (dgrad of a scaled convolution).
-void run_conv(ConvPlan plan, const void* weight, int64_t stride_out, int64_t stride_reduced, const void* factor) {
+// Packs the weights, whose reduced channels are multiplied by `factor` (the scale, in dgrad), and runs the product.
+void run_conv(ConvPlan plan, const void* weight, int64_t stride_out, int64_t stride_reduced, bool flip, const void* factor) {
   const Blocking& b = plan.blocking;
   const int64_t panels = ceil_div(plan.k, b.panel);
-  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * plan.kt) * acc_size(plan.dtype));
-  const PackPlan pack{plan.dtype, plan.k, plan.c, plan.kt, stride_out, stride_reduced, b.panel, b.c_block, weight, factor, packed.get()};
-  parallel(panels, [&](int64_t begin, int64_t end) { kernels().pack(pack, begin, end); });
+  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * (plan.winograd ? 4 : plan.kt)) * acc_size(plan.dtype));
+  const PackPlan pack{plan.dtype, plan.k,    plan.c,        plan.kt, stride_out, stride_reduced, b.panel,
+                      b.c_block,  plan.winograd, flip, weight,  factor,     packed.get()};
+  parallel(panels, kernels().pack_scratch(pack),
+           [&](int64_t begin, int64_t end, void* scratch) { kernels().pack(pack, begin, end, scratch); });
   plan.weight = packed.get();
   parallel(row_tasks(plan) * ceil_div(plan.k, b.k_group), kernels().conv_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().conv(plan, begin, end, scratch); });
@@ -156,7 +165,9 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   plan.kt = s.kt;
   plan.source.rows = args.x;
   plan.taps = taps.table();
-  plan.blocking = conv_blocking(args.dtype, s.n, s.p, s.c, s.k, s.t_out, s.kt);
+  plan.winograd = use_winograd(plan, s);
+  plan.lead = -s.padding;
+  plan.blocking = conv_blocking(plan);
   plan.residual = args.residual;
   plan.relu = args.relu;
   plan.y = args.y;
@@ -246,9 +257,11 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.kt = s.kt;
   plan.source = gradient;
   plan.taps = taps.table();
-  plan.blocking = conv_blocking(args.dtype, s.n, s.p, s.k, s.c, s.t_in, s.kt);
+  plan.winograd = use_winograd(plan, s);
+  plan.lead = s.padding - 2;
+  plan.blocking = conv_blocking(plan);
   plan.y = args.dx;
-  run_conv(plan, args.weight, s.kt, s.c * s.kt, args.scale);
+  run_conv(plan, args.weight, s.kt, s.c * s.kt, true, args.scale);
 }
 
 void wgrad(const ConvBackward& args, const Source& gradient) {
@@ -298,7 +311,7 @@ void Cpu::forward(const ConvForward& args) {
     plan.scale = scale.get();
     plan.shift = shift.get();
   }
-  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, nullptr);
+  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr);
 }
 
 void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
@@ -306,7 +319,7 @@ void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
   ConvPlan plan = forward_plan(args, taps);
   const Buffer partial(static_cast<size_t>(row_tasks(plan) * 2 * plan.k) * sizeof(double));
   plan.statistics = partial.get<double>();
-  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, nullptr);
+  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr);
   finish_statistics(plan, partial.get<double>(), stats);
 }
 

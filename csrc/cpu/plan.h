@@ -39,7 +39,9 @@ struct ConvPlan {
   int64_t n, p, c, k, t_source, t, kt;
   Source source;
   TapTable taps;
-  const void* weight;  // packed: [panel][c block][tap][c][channel of the panel], zero-padded
+  const void* weight;  // packed: [panel][c block][tap, or 0 ... 3 of winograd][c][channel of the panel], zero-padded
+  bool winograd;       // kernels/winograd.h: three taps, frame t summing source frames t + lead ... t + lead + 2
+  int64_t lead;
   Blocking blocking;
   const void *scale, *shift;  // (k), padded, or nullptr together
   Rows residual;
@@ -70,9 +72,11 @@ struct WgradResult {
 };
 
 // weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap] * factor[r]. Tasks: panels.
+// For winograd the four transformed matrices; `flip` reverses the taps (dgrad), which otherwise the tap table does.
 struct PackPlan {
   Dtype dtype;
   int64_t out, reduced, kt, stride_out, stride_reduced, panel, c_block;
+  bool winograd, flip;
   const void *from, *factor;
   void* to;
 };
@@ -105,8 +109,9 @@ struct TileShape {
 struct Kernels {
   const char* name;
   TileShape (*tile)(Dtype, int64_t k);
-  void (*pack)(const PackPlan&, int64_t, int64_t);
-  int64_t (*conv_scratch)(const ConvPlan&);  // bytes a thread needs
+  int64_t (*pack_scratch)(const PackPlan&);  // bytes a thread needs
+  void (*pack)(const PackPlan&, int64_t, int64_t, void* scratch);
+  int64_t (*conv_scratch)(const ConvPlan&);
   void (*conv)(const ConvPlan&, int64_t, int64_t, void* scratch);
   int64_t (*wgrad_scratch)(const WgradPlan&);
   void (*wgrad)(const WgradPlan&, int64_t, int64_t, void* scratch);

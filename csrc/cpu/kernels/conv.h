@@ -16,121 +16,68 @@ struct PanelStatistics {
   int64_t count;
 };
 
+// What every product does with its task: which rows and channels it covers, and what happens to its finished tiles.
 template <typename T, typename Tl>
-struct ConvTask {
+struct RowTask {
   using A = Acc<T>;
   using V = typename Tl::V;
   static constexpr int W = Tl::W, panel = Tl::panel;
 
   const ConvPlan& plan;
   const Blocking& b;
-  A* sums;                           // [panel of the group][frame][row][panel], or one tile when the depth is one block
-  A* source;                         // [frame][row][c_block], unless products read the tensor itself
-  PanelStatistics<Tl>* statistics;   // [panel of the group]
-  int64_t n, p0, rows, t0, t1;
+  PanelStatistics<Tl>* statistics;  // [panel of the group]
+  int64_t n, p0, rows, t0, t1, k0, panels, row_task;
 
-  static int64_t sums_bytes(const ConvPlan& p) {
-    const Blocking& b = p.blocking;
-    return align_up((p.c > b.c_block ? b.k_group * b.t_block * b.p_block : panel * Tl::MR) * sizeof(A));
-  }
-  static int64_t source_frames(const ConvPlan& p) {
-    int64_t most = 0;
-    for (int64_t t = 0; t < p.t; t += p.blocking.t_block) {
-      int64_t from, to;
-      frame_range(p, t, t + p.blocking.t_block < p.t ? t + p.blocking.t_block : p.t, &from, &to);
-      if (to - from > most) most = to - from;
-    }
-    return most;
-  }
-  static int64_t source_bytes(const ConvPlan& p) {
-    return is_direct<T>(p.source) ? 0 : align_up(source_frames(p) * p.blocking.p_block * p.blocking.c_block * sizeof(A));
-  }
   static int64_t statistics_bytes(const ConvPlan& p) {
     return p.statistics ? align_up(p.blocking.k_group / panel * sizeof(PanelStatistics<Tl>)) : 0;
   }
-  static int64_t scratch(const ConvPlan& p) { return sums_bytes(p) + source_bytes(p) + statistics_bytes(p); }
 
-  ConvTask(const ConvPlan& p, void* memory)
-      : plan(p), b(p.blocking), sums(static_cast<A*>(memory)),
-        source(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p))),
-        statistics(reinterpret_cast<PanelStatistics<Tl>*>(static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p))) {}
+  RowTask(const ConvPlan& p, char* memory)
+      : plan(p), b(p.blocking), statistics(reinterpret_cast<PanelStatistics<Tl>*>(memory)) {}
 
-  // The source frames [from, to) that destination frames [t0, t1) sum over.
-  static void frame_range(const ConvPlan& p, int64_t t0, int64_t t1, int64_t* from, int64_t* to) {
-    *from = p.t_source;
-    *to = 0;
-    for (int64_t e = p.taps.first[t0]; e < p.taps.first[t1]; ++e) {
-      if (p.taps.frame[e] < *from) *from = p.taps.frame[e];
-      if (p.taps.frame[e] + 1 > *to) *to = p.taps.frame[e] + 1;
-    }
-  }
-
-  void run(int64_t task) {
+  void begin(int64_t task) {
     const int64_t groups = ceil_div(plan.k, b.k_group), p_blocks = ceil_div(plan.p, b.p_block), t_blocks = ceil_div(plan.t, b.t_block);
-    const int64_t group = task % groups, row_task = task / groups;
-    const Parts parts(plan.p, b.p_block);
+    const int64_t group = task % groups;
+    row_task = task / groups;
     t0 = row_task % t_blocks * b.t_block;
     t1 = t0 + b.t_block < plan.t ? t0 + b.t_block : plan.t;
+    const Parts parts(plan.p, b.p_block);
     const int64_t block = row_task / t_blocks % p_blocks;
     n = row_task / t_blocks / p_blocks;
     p0 = parts.begin(block);
     rows = parts.length(block);
-    const int64_t k0 = group * b.k_group, k1 = k0 + b.k_group < plan.k ? k0 + b.k_group : plan.k;
-    const int64_t panels = ceil_div(k1 - k0, panel);
-    int64_t from, to;
-    frame_range(plan, t0, t1, &from, &to);
+    k0 = group * b.k_group;
+    const int64_t k1 = k0 + b.k_group < plan.k ? k0 + b.k_group : plan.k;
+    panels = ceil_div(k1 - k0, panel);
     if (plan.statistics)
       for (int64_t i = 0; i < panels; ++i) statistics[i].count = 0;
+  }
 
-    for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
-      const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
-      if (!is_direct<T>(plan.source))
-        for (int64_t f = from; f < to; ++f)
-          read_rows<T, W>(plan.source, n, f, p0, rows, c0, depth, source + (f - from) * rows * b.c_block, b.c_block);
-      for (int64_t i = 0; i < panels; ++i)
-        for (int64_t t = t0; t < t1; ++t) products(k0 / panel + i, i, t, from, c0, depth);
-    }
+  void end() {
     if (plan.statistics)
-      for (int64_t i = 0; i < panels; ++i) write_statistics(statistics[i], row_task, k0 + i * panel);
+      for (int64_t i = 0; i < panels; ++i) write_statistics(statistics[i], k0 + i * panel);
   }
 
-  // One panel of one frame of the block, for one block of the depth.
-  void products(int64_t panel_index, int64_t i, int64_t t, int64_t from, int64_t c0, int64_t depth) {
-    const bool direct = is_direct<T>(plan.source), last = c0 + depth == plan.c;
-    const int64_t lda = direct ? plan.source.rows.stride_p : b.c_block;
-    const A* weight = static_cast<const A*>(plan.weight) + (panel_index * plan.c + c0) * plan.kt * panel;
-    const Parts tiles(rows, Tl::MR);
-    const int64_t first = plan.taps.first[t], end = plan.taps.first[t + 1];
-    for (int64_t tile = 0; tile < tiles.count; ++tile) {
-      const int64_t r0 = tiles.begin(tile), m = tiles.length(tile);
-      A* out = plan.c > b.c_block ? sums + ((i * b.t_block + t - t0) * b.p_block + r0) * panel : sums;
-      bool accumulate = c0 > 0;
-      int64_t e = first;
-      do {
-        const A *pa[max_taps], *pb[max_taps];
-        int taps = 0;
-        for (; e < end && taps < max_taps; ++e, ++taps) {
-          const int64_t frame = plan.taps.frame[e];
-          pa[taps] = direct ? reinterpret_cast<const A*>(row_at<T>(plan.source.rows, n, frame, p0 + r0)) + c0
-                            : source + ((frame - from) * rows + r0) * b.c_block;
-          pb[taps] = weight + plan.taps.tap[e] * depth * panel;
-        }
-        table<Tl>.products[m - 1](taps, pa, pb, lda, depth, out, accumulate);
-        accumulate = true;
-      } while (e < end);
-      if (last) epilogue(out, panel_index * panel, t, p0 + r0, m, statistics + i);
-    }
+  // The packed weights of panel i of the group for depth c0 onwards; `taps` matrices a panel.
+  const A* weights(int64_t i, int64_t c0, int64_t taps) const {
+    return static_cast<const A*>(plan.weight) + ((k0 / panel + i) * plan.c + c0) * taps * panel;
   }
 
-  void epilogue(const A* tile, int64_t k0, int64_t t, int64_t p, int64_t m, PanelStatistics<Tl>* stats) {
-    const int64_t channels = plan.k - k0 < panel ? plan.k - k0 : panel;
+  // m finished rows of panel i, positions p0 + r0 onwards of frame t.
+  void finish(const A* tile, int64_t i, int64_t t, int64_t r0, int64_t m) {
+    epilogue(tile, k0 + i * panel, t, p0 + r0, m);
+    if (plan.statistics) gather(tile, m, statistics + i);
+  }
+
+  void epilogue(const A* tile, int64_t first, int64_t t, int64_t p, int64_t m) {
+    const int64_t channels = plan.k - first < panel ? plan.k - first : panel;
     for (int64_t c = 0; c < channels; c += W) {
       const int64_t count = channels - c;
-      const A* scale = static_cast<const A*>(plan.scale) + k0 + c;
-      const A* shift = static_cast<const A*>(plan.shift) + k0 + c;
-      T* y = row_at<T>(plan.y, n, t, p) + k0 + c;
+      const A* scale = static_cast<const A*>(plan.scale) + first + c;
+      const A* shift = static_cast<const A*>(plan.shift) + first + c;
+      T* y = row_at<T>(plan.y, n, t, p) + first + c;
       const T* residual = row_at<T>(plan.residual, n, t, p);
-      if (residual) residual += k0 + c;
+      if (residual) residual += first + c;
       for (int64_t i = 0; i < m; ++i, y += plan.y.stride_p) {
         V v = load<W>(tile + i * panel + c);
         if (plan.scale) v = v * load<W>(scale) + load<W>(shift);
@@ -142,7 +89,6 @@ struct ConvTask {
         store<W>(y, v, count);
       }
     }
-    if (plan.statistics) gather(tile, m, stats);
   }
 
   void gather(const A* tile, int64_t m, PanelStatistics<Tl>* stats) {
@@ -168,14 +114,98 @@ struct ConvTask {
     stats->count += m;
   }
 
-  void write_statistics(const PanelStatistics<Tl>& stats, int64_t row_task, int64_t k0) {
+  void write_statistics(const PanelStatistics<Tl>& stats, int64_t first) {
     double* mean = plan.statistics + row_task * 2 * plan.k;
     double* m2 = mean + plan.k;
     const double count = double(stats.count);
-    for (int l = 0; l < panel && k0 + l < plan.k; ++l) {
-      mean[k0 + l] = stats.pivot[l] + stats.sum[l] / count;
+    for (int l = 0; l < panel && first + l < plan.k; ++l) {
+      mean[first + l] = stats.pivot[l] + stats.sum[l] / count;
       const double spread = stats.square[l] - stats.sum[l] * stats.sum[l] / count;
-      m2[k0 + l] = spread < 0 ? 0 : spread;
+      m2[first + l] = spread < 0 ? 0 : spread;
+    }
+  }
+};
+
+// The convolution as it is written: a product for every tap.
+template <typename T, typename Tl>
+struct ConvTask : RowTask<T, Tl> {
+  using Base = RowTask<T, Tl>;
+  using A = typename Base::A;
+  using Base::plan, Base::b, Base::rows, Base::p0, Base::t0, Base::t1, Base::n, Base::panels, Base::panel;
+
+  A* sums;    // [panel of the group][frame][row][panel], or one tile when the depth is one block
+  A* source;  // [frame][row][c_block], unless products read the tensor itself
+
+  static int64_t sums_bytes(const ConvPlan& p) {
+    const Blocking& b = p.blocking;
+    return align_up((p.c > b.c_block ? b.k_group * b.t_block * b.p_block : panel * Tl::MR) * sizeof(A));
+  }
+  static int64_t source_bytes(const ConvPlan& p) {
+    if (is_direct<T>(p.source)) return 0;
+    int64_t frames = 0;
+    for (int64_t t = 0; t < p.t; t += p.blocking.t_block) {
+      int64_t from, to;
+      frame_range(p, t, t + p.blocking.t_block < p.t ? t + p.blocking.t_block : p.t, &from, &to);
+      if (to - from > frames) frames = to - from;
+    }
+    return align_up(frames * p.blocking.p_block * p.blocking.c_block * sizeof(A));
+  }
+  static int64_t scratch(const ConvPlan& p) { return sums_bytes(p) + source_bytes(p) + Base::statistics_bytes(p); }
+
+  ConvTask(const ConvPlan& p, void* memory)
+      : Base(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)), sums(static_cast<A*>(memory)),
+        source(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p))) {}
+
+  // The source frames [from, to) that destination frames [t0, t1) sum over.
+  static void frame_range(const ConvPlan& p, int64_t t0, int64_t t1, int64_t* from, int64_t* to) {
+    *from = p.t_source;
+    *to = 0;
+    for (int64_t e = p.taps.first[t0]; e < p.taps.first[t1]; ++e) {
+      if (p.taps.frame[e] < *from) *from = p.taps.frame[e];
+      if (p.taps.frame[e] + 1 > *to) *to = p.taps.frame[e] + 1;
+    }
+  }
+
+  void run(int64_t task) {
+    this->begin(task);
+    int64_t from, to;
+    frame_range(plan, t0, t1, &from, &to);
+    for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
+      const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
+      if (!is_direct<T>(plan.source))
+        for (int64_t f = from; f < to; ++f)
+          read_rows<T, Tl::W>(plan.source, n, f, p0, rows, c0, depth, source + (f - from) * rows * b.c_block, b.c_block);
+      for (int64_t i = 0; i < panels; ++i)
+        for (int64_t t = t0; t < t1; ++t) products(i, t, from, c0, depth);
+    }
+    this->end();
+  }
+
+  // One panel of one frame, for one block of the depth.
+  void products(int64_t i, int64_t t, int64_t from, int64_t c0, int64_t depth) {
+    const bool direct = is_direct<T>(plan.source);
+    const int64_t lda = direct ? plan.source.rows.stride_p : b.c_block;
+    const A* weight = this->weights(i, c0, plan.kt);
+    const Parts tiles(rows, Tl::MR);
+    const int64_t end = plan.taps.first[t + 1];
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      const int64_t r0 = tiles.begin(tile), m = tiles.length(tile);
+      A* out = plan.c > b.c_block ? sums + ((i * b.t_block + t - t0) * b.p_block + r0) * panel : sums;
+      bool accumulate = c0 > 0;
+      int64_t e = plan.taps.first[t];
+      do {
+        const A *pa[max_taps], *pb[max_taps];
+        int taps = 0;
+        for (; e < end && taps < max_taps; ++e, ++taps) {
+          const int64_t frame = plan.taps.frame[e];
+          pa[taps] = direct ? reinterpret_cast<const A*>(row_at<T>(plan.source.rows, n, frame, p0 + r0)) + c0
+                            : source + ((frame - from) * rows + r0) * b.c_block;
+          pb[taps] = weight + plan.taps.tap[e] * depth * panel;
+        }
+        table<Tl>.products[m - 1](taps, pa, pb, lda, depth, out, accumulate);
+        accumulate = true;
+      } while (e < end);
+      if (c0 + depth == plan.c) this->finish(out, i, t, r0, m);
     }
   }
 };

@@ -4,6 +4,7 @@
 #include "conv.h"
 #include "rowwise.h"
 #include "wgrad.h"
+#include "winograd.h"
 
 namespace slowfast_fast::cpu::SFF_ISA {
 namespace {
@@ -63,13 +64,19 @@ SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* sc
   });
 }
 
-int64_t conv_scratch(const ConvPlan& plan) { return scratch_of<ConvTask>(plan); }
+int64_t conv_scratch(const ConvPlan& plan) {
+  return plan.winograd ? scratch_of<WinogradTask>(plan) : scratch_of<ConvTask>(plan);
+}
 int64_t wgrad_scratch(const WgradPlan& plan) { return scratch_of<WgradTask>(plan); }
-void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<ConvTask>(plan, begin, end, scratch); }
+void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  if (plan.winograd) run_tasks<WinogradTask>(plan, begin, end, scratch);
+  else run_tasks<ConvTask>(plan, begin, end, scratch);
+}
 void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<WgradTask>(plan, begin, end, scratch); }
 
-void pack(const PackPlan& plan, int64_t begin, int64_t end) {
-  with_dtype(plan.dtype, [&](auto t) { pack_panels<typename decltype(t)::type>(plan, begin, end); });
+int64_t pack_scratch(const PackPlan& plan) { return gathered * plan.kt * plan.panel * int64_t(sizeof(double)); }
+void pack(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  with_dtype(plan.dtype, [&](auto t) { pack_panels<typename decltype(t)::type>(plan, begin, end, scratch); });
 }
 void wgrad_result(const WgradResult& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) { finish_wgrad<typename decltype(t)::type>(plan, begin, end); });
@@ -93,7 +100,7 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
   return table;
 }
 

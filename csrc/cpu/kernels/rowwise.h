@@ -59,22 +59,64 @@ void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+// Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
+constexpr int64_t gathered = 16;
+
+// to[(c * kt + j) * panel + lane] for `count` reduced channels. The dimension that lies closer in memory is the inner loop: rows of a
+// weight are often a multiple of 4 KiB apart and would evict each other from the cache.
 template <typename T>
-void pack_panels(const PackPlan& plan, int64_t begin, int64_t end) {
+SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor, Acc<T>* to) {
+  const auto copy = [&](int64_t l, int64_t c) {
+    const T* taps = from + l * plan.stride_out + c * plan.stride_reduced;
+    for (int64_t j = 0; j < plan.kt; ++j) to[(c * plan.kt + j) * plan.panel + l] = widen(taps[j]) * (factor ? factor[c] : 1);
+  };
+  if (plan.stride_out > plan.stride_reduced) {
+    for (int64_t l = 0; l < lanes; ++l)
+      for (int64_t c = 0; c < count; ++c) copy(l, c);
+  } else {
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t l = 0; l < lanes; ++l) copy(l, c);
+  }
+}
+
+// U0 ... U3 of winograd.h from the taps of one channel.
+template <typename A>
+SFF_INLINE void transform_taps(const PackPlan& plan, const A* taps, A* to, int64_t next) {
+  const A *g0 = taps + (plan.flip ? 2 : 0) * plan.panel, *g1 = taps + plan.panel, *g2 = taps + (plan.flip ? 0 : 2) * plan.panel;
+  for (int64_t l = 0; l < plan.panel; ++l) {
+    const A outer = g0[l] + g2[l];
+    to[l] = g0[l];
+    to[next + l] = (outer + g1[l]) / 2;
+    to[2 * next + l] = (outer - g1[l]) / 2;
+    to[3 * next + l] = g2[l];
+  }
+}
+
+template <typename T>
+void pack_panels(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
   using A = Acc<T>;
   const A* factor = static_cast<const A*>(plan.factor);
+  const int64_t matrices = plan.winograd ? 4 : plan.kt;
+  A* taps = static_cast<A*>(scratch);
   for (int64_t index = begin; index < end; ++index) {
-    A* to = static_cast<A*>(plan.to) + index * plan.reduced * plan.kt * plan.panel;
+    A* to = static_cast<A*>(plan.to) + index * plan.reduced * matrices * plan.panel;
     const int64_t o0 = index * plan.panel, lanes = plan.out - o0 < plan.panel ? plan.out - o0 : plan.panel;
-    for (int64_t c0 = 0; c0 < plan.reduced; c0 += plan.c_block) {
+    for (int64_t i = 0; lanes < plan.panel && i < gathered * plan.kt * plan.panel; ++i) taps[i] = 0;
+    for (int64_t c0 = 0; c0 < plan.reduced; c0 += plan.c_block, to += plan.c_block * matrices * plan.panel) {
       const int64_t depth = plan.reduced - c0 < plan.c_block ? plan.reduced - c0 : plan.c_block;
-      for (int64_t j = 0; j < plan.kt; ++j)
-        for (int64_t c = c0; c < c0 + depth; ++c, to += plan.panel) {
-          const T* from = static_cast<const T*>(plan.from) + o0 * plan.stride_out + c * plan.stride_reduced + j;
-          const A f = factor ? factor[c] : A(1);
-          for (int64_t l = 0; l < lanes; ++l) to[l] = widen(from[l * plan.stride_out]) * f;
-          for (int64_t l = lanes; l < plan.panel; ++l) to[l] = 0;
+      for (int64_t c = 0; c < depth; c += gathered) {
+        const int64_t count = depth - c < gathered ? depth - c : gathered, first = c0 + c;
+        const T* from = static_cast<const T*>(plan.from) + o0 * plan.stride_out + first * plan.stride_reduced;
+        gather_taps(plan, from, lanes, count, factor ? factor + first : nullptr, taps);
+        for (int64_t i = 0; i < count; ++i) {
+          const A* of_channel = taps + i * plan.kt * plan.panel;
+          A* at = to + (c + i) * plan.panel;
+          if (plan.winograd) transform_taps(plan, of_channel, at, depth * plan.panel);
+          else
+            for (int64_t j = 0; j < plan.kt; ++j)
+              for (int64_t l = 0; l < plan.panel; ++l) at[j * depth * plan.panel + l] = of_channel[j * plan.panel + l];
         }
+      }
     }
   }
 }
