@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kReduceThreads) merge_wgrad(ConvBackward args,
   for (int64_t tap = threadIdx.x; tap < taps; tap += blockDim.x) {
     Acc sum = 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[(chunk * s.k + k) * taps + tap];
-    const int64_t at = k * taps + tap % s.c * s.kt + tap / s.c;
+    const int64_t j = tap / s.c, c = tap - j * s.c;
+    const int64_t at = (k * s.c + c) * s.kt + j;
     if (dweight) dweight[at] = T(gradient.factor(k) * sum);
     product = fma(Acc(static_cast<const T*>(args.weight)[at]), sum, product);
   }

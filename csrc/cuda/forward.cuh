@@ -13,7 +13,7 @@ struct ForwardShared {
   Acc mean[kTile];
 };
 
-// Sums value(i, j) over the rows of a tile; thread c < kTile gets the sum of column c.
+// Sums value(i, j) over the rows of a tile; thread c < kTile gets the sum of column c. The next call must be a barrier away.
 template <class Acc, class Value>
 __device__ Acc sum_columns(ForwardShared<Acc>& shared, const Value& value) {
   for (int j = 0; j < kPerThread; ++j) {
@@ -25,7 +25,6 @@ __device__ Acc sum_columns(ForwardShared<Acc>& shared, const Value& value) {
   Acc sum = 0;
   if (threadIdx.x < kTile)
     for (const auto& part : shared.columns) sum += part[threadIdx.x];
-  __syncthreads();
   return sum;
 }
 

@@ -16,6 +16,7 @@ struct Launch {
 
 // Partial results that a reduction over rows leaves at most: enough blocks to fill a large GPU a few times over.
 constexpr int64_t kMostPartials = 1024;
+constexpr int64_t kWgradRows = 8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
 constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
 constexpr int64_t kMostGridYZ = 65535;  // CUDA's limit for gridDim.y and gridDim.z
 
@@ -79,7 +80,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
   Acc* scale_product = normalises ? nullptr : dscale;
   if (args.dweight || scale_product) {
     const int64_t taps = s.kt * s.c, tiles_in_all = ceil_div(s.k, kTile) * ceil_div(taps, kTile);
-    const Chunks chunks = cut(rows_out(s), kDepth, ceil_div(kMostPartials, tiles_in_all));
+    const Chunks chunks = cut(rows_out(s), kWgradRows, ceil_div(kMostPartials, tiles_in_all));
     Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
     if (chunks.count > 0)
       queue.launch(wgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args,

@@ -71,11 +71,11 @@ class OutputGradient {
 
   __device__ bool normalises() const { return args_.bn.raw.data; }
 
-  // Past the ReLU, whose mask is the sign of the output as it was stored.
+  // Past the ReLU, whose mask is the sign of the output as it was stored. NaN passes, as in torch's threshold_backward.
   __device__ Acc masked(const Position& at, int64_t k) const {
     if (args_.relu) {
       const T y = normalises() ? T(normalised<T>(args_.bn, at, k)) : row_at<T>(args_.y, at)[k];
-      if (!(Acc(y) > 0)) return Acc(0);
+      if (Acc(y) <= 0) return Acc(0);
     }
     return Acc(row_at<T>(args_.grad, at)[k]);
   }

@@ -1,0 +1,84 @@
+"""Builds the kernels of csrc/cuda with the host compiler and loads them as torch.ops.slowfast_fast_cuda_host."""
+
+import ctypes
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+NAMESPACE = "slowfast_fast_cuda_host"
+SCHEDULES = ("ascending", "descending", "random")
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "c++"))
+
+
+def _digest(command: list[str]) -> str:
+    digest = hashlib.sha256(" ".join([*command, torch.__version__]).encode())
+    for folder, pattern in ((ROOT / "csrc", "*.h"), (ROOT / "csrc/cuda", "*.cuh"), (HERE, "*.h"), (HERE, "*.cpp")):
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(sanitize: bool) -> Path:
+    """The path of the library, compiled unless build/ has one of the same sources, compiler flags and torch."""
+    torch_dir = Path(torch.__file__).parent
+    command = [*compiler(), "-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    command += [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_dir / "include")]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(SANITIZE if sanitize else [])]
+    folder = ROOT / "build" / "cuda_host" / _digest(command)
+    library = folder / "libcuda_host.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = {source: folder / f"{source.stem}.{os.getpid()}.o" for source in sorted(HERE.glob("*.cpp"))}
+    running = [subprocess.Popen([*command, "-c", str(source), "-o", str(out)]) for source, out in objects.items()]
+    failed = [process.wait() for process in running]
+    if any(failed):
+        raise RuntimeError("the host compiler could not build csrc/cuda; its messages are above")
+    linked = library.with_suffix(f".{os.getpid()}")
+    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    subprocess.run([*command, "-shared", "-o", str(linked), *map(str, objects.values()), *libraries], check=True)
+    linked.replace(library)  # at once: another process may look for it
+    for out in objects.values():
+        out.unlink()
+    return library
+
+
+class Harness:
+    """The ops, as attributes, and the controls of cuda_host.h."""
+
+    def __init__(self, sanitize: bool) -> None:
+        library = build(sanitize)
+        self._definitions = torch.library.Library(NAMESPACE, "DEF")
+        for literals in re.findall(r'm\.def\(((?:\s*"[^"]*")+)\)', (ROOT / "csrc" / "ops.cpp").read_text()):
+            self._definitions.define("".join(re.findall(r'"([^"]*)"', literals)))
+        torch.ops.load_library(library)
+        self._controls = ctypes.CDLL(str(library))
+        for name in ("barriers_seen", "error_of_a_divergent_barrier"):
+            getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
+
+    def __getattr__(self, op: str):
+        return getattr(getattr(torch.ops, NAMESPACE), op)
+
+    def set_schedule(self, name: str) -> None:
+        self._controls.cuda_host_set_schedule(SCHEDULES.index(name))
+
+    def skip_barrier(self, name: str) -> None:
+        """Lets threads pass the barrier of this name, "file.cuh:12", without waiting; "" for none."""
+        self._controls.cuda_host_skip_barrier(name.encode())
+
+    def barriers_seen(self) -> list[str]:
+        return self._controls.cuda_host_barriers_seen().decode().split()
+
+    def error_of_a_divergent_barrier(self) -> str:
+        return self._controls.cuda_host_error_of_a_divergent_barrier().decode()
