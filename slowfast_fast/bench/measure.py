@@ -28,12 +28,12 @@ TOLERANCE = {
     torch.bfloat16: (2e-2, 2e-1),
     torch.float16: (3e-3, 1e-1),
 }
-# The same for the whole network, whose gradients amplify rounding layer by layer. TODO
+# The same for the whole network, where training amplifies rounding layer by layer (batch statistics of few values).
 NETWORK_TOLERANCE = {
     torch.float64: (1e-10, 1e-6),
     torch.float32: (1e-3, 1e-1),
-    torch.bfloat16: (2e-1, 1.0),
-    torch.float16: (5e-2, 5e-1),
+    torch.bfloat16: (3e-1, 3e-1),
+    torch.float16: (5e-2, 5e-2),
 }
 
 

@@ -1,0 +1,89 @@
+"""Options, the race that a benchmark runs, and the summary at the end."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from slowfast_fast.bench.cases import DIRECTIONS, Case
+from slowfast_fast.bench.main import DTYPES, heading
+from slowfast_fast.bench.measure import Measurement
+from slowfast_fast.bench.network import NetworkCase
+from slowfast_fast.bench.report import rates, table, versions
+from slowfast_fast.bench.session import COMPILED, find_cases, prepare
+from slowfast_fast.bench.summary import summarise
+
+MEASUREMENTS = pytest.StashKey[list[Measurement]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("slowfast_fast")
+    group.addoption("--race-rounds", type=int, default=10, help="rounds of each case (default: 10)")
+    group.addoption("--race-dtype", choices=sorted(DTYPES), default="float32", help="default: float32")
+    group.addoption("--race-device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    group.addoption("--race-crop", type=int, default=224, help="height and width of the clips (default: 224)")
+    group.addoption("--race-threads", type=int, help="CPU threads (default: PyTorch's setting)")
+    group.addoption("--race-compile", action="store_true", help=f"also race {COMPILED} (minutes of compilation)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASUREMENTS] = []
+    if config.getoption("--race-threads"):
+        torch.set_num_threads(config.getoption("--race-threads"))
+
+
+def _device(config: pytest.Config) -> torch.device:
+    return torch.device(config.getoption("--race-device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each shape and direction of the op that the test module names."""
+    if "case" in metafunc.fixturenames:
+        config = metafunc.config
+        dtype, crop = DTYPES[config.getoption("--race-dtype")], config.getoption("--race-crop")
+        cases = find_cases([metafunc.module.OP], list(DIRECTIONS), dtype, crop=crop)
+        metafunc.parametrize("case", cases, ids=[case.name.split(" ", 1)[1].replace(" ", "-") for case in cases])
+
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, benchmark) -> Iterator[Callable[[Case | NetworkCase], Measurement]]:
+    """Call it with a case: pytest-benchmark times ours, and before each of its rounds the other variants run once each."""
+    config = request.config
+
+    def run(case: Case | NetworkCase) -> Measurement:
+        measurement, calls = prepare(case, _device(config), compile=config.getoption("--race-compile"))
+        ours = measurement.ours
+        assert ours in measurement.seconds, f"{ours} did not run: {measurement.unavailable[ours]}"
+        rounds = config.getoption("--race-rounds")
+        benchmark.group = DIRECTIONS[case.direction]
+        benchmark.pedantic(calls.run, args=(ours,), setup=lambda: calls.round(without=ours), rounds=rounds)
+        benchmark.extra_info.update(
+            bytes=case.bytes,
+            flops=case.flops,
+            copy_gigabytes_per_second=measurement.copy_gigabytes_per_second,
+            gemm_gigaflops_per_second=measurement.gemm_gigaflops_per_second,
+            bound=measurement.bound,
+            ours=ours,
+            variants={name: rates(measurement, name) for name in measurement.variants},
+            times_faster_than={name: measurement.ratio(name) for name in measurement.variants if name != ours},
+            unavailable=measurement.unavailable,
+            versions=versions(),
+        )
+        config.stash[MEASUREMENTS].append(measurement)
+        return measurement
+
+    yield run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    measurements = config.stash[MEASUREMENTS]
+    if not measurements:
+        return
+    terminalreporter.section("ours (*) against stock")
+    terminalreporter.write_line(heading(_device(config)) + "\n")
+    for measurement in measurements:
+        terminalreporter.write_line(table(measurement) + "\n")
+    for line in summarise(measurements):
+        terminalreporter.write_line(str(line))
+    if not config.getoption("--race-compile"):
+        terminalreporter.write_line(f"{COMPILED} was left out; --race-compile takes it in.")

@@ -1,0 +1,7 @@
+"""The whole network: eval forward, and a training step without the optimizer."""
+
+OP = "slowfast"
+
+
+def test_slowfast(race, case):
+    race(case)
