@@ -54,13 +54,13 @@ class Switches:
         cuda = _switch("SLOWFAST_FAST_CUDA", False if sanitize else None)
         if sanitize and cuda:
             raise SystemExit("SLOWFAST_FAST_SANITIZE=1 builds no CUDA kernels: unset SLOWFAST_FAST_CUDA or set it to 0")
-        archs = os.environ.get("SLOWFAST_FAST_CUDA_ARCHS", "").replace(",", ";").replace(" ", ";").strip(";") or None
-        if archs and not re.fullmatch(r"(\d+[af]?(-real|-virtual)?;*)+", archs):
+        archs = ";".join(re.findall(r"[^;, ]+", os.environ.get("SLOWFAST_FAST_CUDA_ARCHS", "")))
+        if archs and not re.fullmatch(r"(\d+[af]?(-real|-virtual)?(;|$))+", archs):
             raise SystemExit(f"SLOWFAST_FAST_CUDA_ARCHS={archs!r}: expected such as '80-real;90a-real;90-virtual'")
         jobs = os.environ.get("MAX_JOBS", "") or str(len(os.sched_getaffinity(0)))
         if not jobs.isdigit() or int(jobs) < 1:
             raise SystemExit(f"MAX_JOBS={jobs!r}: expected a whole number of at least 1")
-        return cls(cuda, archs, int(jobs), bool(_switch("DEBUG", False)), sanitize)
+        return cls(cuda, archs or None, int(jobs), bool(_switch("DEBUG", False)), sanitize)
 
     def __str__(self) -> str:
         cuda = {None: "where nvcc is found", True: "1", False: "0"}[self.cuda]

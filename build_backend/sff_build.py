@@ -97,7 +97,7 @@ def find_ninja() -> str | None:
 def _machine_requirements() -> list[str]:
     requirements = []
     torch = find_torch()
-    if torch is None:
+    if torch is None or not torch.usable:  # too old: pip is about to replace it
         requirements.append(f"torch>={OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}")
     if find_cmake() is None:
         requirements.append(f"cmake>={OLDEST_CMAKE[0]}.{OLDEST_CMAKE[1]}")
