@@ -1,0 +1,97 @@
+"""What every test shares: fresh random numbers with a seed that can be given again, memory filled with garbage
+before it is handed out, and the backends as parameters."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+import slowfast_fast
+from slowfast_fast.backend import BACKENDS, can_run
+
+SEED_VARIABLE = "SLOWFAST_FAST_TEST_SEED"
+SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+
+# Compiling and instrumented code take long for one example, and how long says nothing about the code.
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "no_sanitizer: cannot run with instrumented kernels (torch.compile, new processes)"
+    )
+
+
+def pytest_report_header() -> str:
+    return f"random inputs: {SEED_VARIABLE}={SEED}"
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seeds torch for the test. Another one each run, the same for the same test and SLOWFAST_FAST_TEST_SEED."""
+    value = zlib.crc32(f"{SEED} {request.node.nodeid}".encode())
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(params=[name for name, b in BACKENDS.items() if b.library is not None])
+def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend with kernels of its own in turn, otherwise as `backend`."""
+    with _forced(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn, forced; the test runs on the device that `device_of` gives for it. A backend is skipped
+    only where this
+    machine lacks its device: one that should run here and cannot fails."""
+    with _forced(request.param):
+        yield request.param
+
+
+def _forced(name: str) -> slowfast_fast.backend:
+    device = device_of(name)
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            pytest.skip(f"the {name} backend needs a {device} device")
+        why_not = can_run(name, "temporal_conv", torch.empty(1, device=device))
+        if why_not is not None:
+            pytest.skip(why_not)
+    return slowfast_fast.backend(name)
+
+
+def device_of(backend: str) -> str:
+    """The device on which a backend is tested."""
+    devices = BACKENDS[backend].devices
+    return devices[0] if devices else "cpu"
+
+
+M_PERTURB = -6  # mallopt: fill what malloc hands out with the complement of this byte, and what is freed with the byte
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory is full of NaN (torch.empty, kernels' outputs included) or of huge numbers (what C++
+    allocates for itself), so that a value that was never written, or read where nothing belongs, shows."""
+    libc = ctypes.CDLL(None)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_PERTURB, 0x80)
+    yield
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_PERTURB, 0)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
