@@ -7,12 +7,15 @@ becomes a build requirement only where there is none. cmake and ninja are requir
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +74,7 @@ def find_torch() -> Torch | None:
 
 def find_cmake() -> str | None:
     """A cmake that is new enough: that of the ``cmake`` package of this environment, else the one on PATH."""
-    try:
-        import cmake
-    except ImportError:
-        pass
-    else:
-        return os.path.join(cmake.CMAKE_BIN_DIR, "cmake")
-    path = shutil.which("cmake")
-    if path:
+    for path in _tools("cmake", "CMAKE_BIN_DIR"):
         version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
         if _numbers(version.splitlines()[0])[:2] >= OLDEST_CMAKE:
             return path
@@ -87,11 +83,14 @@ def find_cmake() -> str | None:
 
 def find_ninja() -> str | None:
     """ninja: that of the ``ninja`` package of this environment, else the one on PATH."""
-    try:
-        import ninja
-    except ImportError:
-        return shutil.which("ninja")
-    return os.path.join(ninja.BIN_DIR, "ninja")
+    return next(_tools("ninja", "BIN_DIR"), None)
+
+
+def _tools(name: str, folder: str) -> Iterator[str]:
+    with contextlib.suppress(ImportError, AttributeError):  # a folder of that name is a package without attributes
+        yield os.path.join(getattr(importlib.import_module(name), folder), name)
+    if path := shutil.which(name):
+        yield path
 
 
 def _machine_requirements() -> list[str]:

@@ -136,7 +136,7 @@ def test_sdist_holds_what_a_build_needs(tmp_path):
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = ["CMakeLists.txt", "pyproject.toml", "setup.py", "LICENSE", "README.md", "build_backend/sff_build.py"]
-    for folder, pattern in {"csrc": "*.*", "cmake": "*.cmake", "slowfast_fast": "*.py*"}.items():
+    for folder, pattern in {"csrc": "*.*", "slowfast_fast": "*.py*"}.items():
         wanted += [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern) if path.suffix != ".pyc"]
     missing = [name for name in wanted if name not in names and "__pycache__" not in name]
     assert not missing
@@ -149,10 +149,10 @@ def isolated(tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env").check_returncode()
     overlay = tmp_path / "overlay"
     overlay.mkdir()
-    setuptools = Path(importlib.util.find_spec("setuptools").origin).parent
-    for package in (setuptools, *setuptools.parent.glob("setuptools-*.dist-info"), setuptools.parent / "pkg_resources"):
-        if package.is_dir():
-            (overlay / package.name).symlink_to(package)
+    installed = Path(importlib.util.find_spec("setuptools").origin).parents[1]
+    for pattern in ("setuptools", "setuptools-*.dist-info", "_distutils_hack", "pkg_resources"):
+        for path in installed.glob(pattern):
+            (overlay / path.name).symlink_to(path)
 
     def requirements(**environment: str) -> list[str]:
         code = "import json, sff_build; print(json.dumps(sff_build.get_requires_for_build_wheel()))"
