@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from slowfast_fast import ops, reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 CHANNELS_LAST = torch.channels_last_3d
 LAYOUTS = ("channels_last", "contiguous", "channel_slice", "time_slice", "batch_slice", "width_slice", "transposed")
 # Enough independent values that a ratio of two errors means something; a single value's may be 0 by luck.
@@ -149,6 +151,10 @@ def assert_exact(call: Call, layout: str = "channels_last", device: str = "cpu")
 def small_integers(*shape: int, dtype: torch.dtype) -> Tensor:
     """Integers of -2 to 2, half of them 0: their products and sums are exact in float32."""
     return (torch.randint(-2, 3, shape) * torch.randint(0, 2, shape)).to(dtype)
+
+
+def integer_scales(k: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0])[torch.randint(0, 5, (k,))].to(dtype)
 
 
 def assert_dense(out: Tensor) -> None:

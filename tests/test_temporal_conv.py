@@ -23,6 +23,8 @@ from op_testing import (
     assert_as_exact_as_pytorch,
     assert_dense,
     assert_exact,
+    dtypes,
+    integer_scales,
     lay_out,
     small_integers,
 )
@@ -32,8 +34,6 @@ import slowfast_fast
 from slowfast_fast import ops, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ WIDTHS = {
     f"c{c}_k{k}": Shape(c=c, k=k, h=5, w=7)
     for c, k in [(8, 8), (8, 16), (16, 32), (32, 8), (33, 31), (64, 80), (256, 64)]
 }
-SHAPES = ODD | KERNELS | GEOMETRY | WIDTHS
+# Sums over 25088 positions.
+LONG = {"long": Shape(c=8, k=8, t=16, h=28, w=28)}
+SHAPES = ODD | KERNELS | GEOMETRY | WIDTHS | LONG
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
@@ -90,15 +92,14 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def random_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
     """A call with every argument but those ``absent``. Sums of C * kt products have variance 1."""
     s = shape
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {
         "x": torch.randn(s.n, s.c, s.t, s.h, s.w).to(dtype),
         "weight": (torch.randn(s.k, s.c, s.kt, 1, 1) / math.sqrt(s.c * s.kt)).to(dtype),
-        "scale": torch.rand(s.k) + 0.5,
-        "shift": torch.randn(s.k),
+        "scale": (torch.rand(s.k) + 0.5).to(wide),
+        "shift": torch.randn(s.k).to(wide),
         "residual": torch.randn(s.n, s.k, s.t_out, s.h, s.w).to(dtype),
     }
-    if dtype == torch.float64:
-        tensors = {name: tensor.double() for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
     grad = torch.randn(s.n, s.k, s.t_out, s.h, s.w).to(dtype)
     return Call("temporal_conv", tensors, s.options | {"relu": relu}, tuple(tensors) if gradients else (), grad)
@@ -109,7 +110,7 @@ def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = Tr
     tensors = {
         "x": small_integers(s.n, s.c, s.t, s.h, s.w, dtype=dtype),
         "weight": small_integers(s.k, s.c, s.kt, 1, 1, dtype=dtype),
-        "scale": torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0])[torch.randint(0, 5, (s.k,))].to(dtype),
+        "scale": integer_scales(s.k, dtype=dtype),
         "shift": small_integers(s.k, dtype=dtype),
         "residual": small_integers(s.n, s.k, s.t_out, s.h, s.w, dtype=dtype),
     }

@@ -1,0 +1,368 @@
+"""lateral_concat against PyTorch's own convolution and cat. Its BatchNorm form is in test_batch_norm.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import device_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_testing import (
+    DTYPES,
+    LAYOUTS,
+    Call,
+    assert_as_exact_as_pytorch,
+    assert_dense,
+    assert_exact,
+    dtypes,
+    integer_scales,
+    lay_out,
+    small_integers,
+)
+from torch import Tensor
+
+import slowfast_fast
+from slowfast_fast import ops, reference
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@dataclass(frozen=True)
+class Shape:
+    n: int = 2
+    c_slow: int = 5
+    c: int = 4
+    k: int = 6
+    t: int = 2  # of slow
+    h: int = 3
+    w: int = 2
+    kt: int = 5
+    alpha: int = 4
+    padding: int | None = None
+    surplus: int = 0  # frames of fast beyond the fewest that give t
+
+    @property
+    def t_fast(self) -> int:
+        pad = self.kt // 2 if self.padding is None else self.padding
+        return (self.t - 1) * self.alpha + self.kt - 2 * pad + self.surplus
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "padding": self.padding}
+
+
+ODD = {
+    f"{role}{size}": replace(Shape(), **{role: size})
+    for role in ("n", "c_slow", "c", "t", "h", "w", "k")
+    for size in (1, 3, 7, 129)
+}
+KERNELS = {
+    f"alpha{alpha}_kt{kt}": Shape(alpha=alpha, kt=kt, t=3, surplus=alpha - 1)
+    for alpha, kt in itertools.product((1, 2, 4, 8), (1, 3, 5, 7))
+}
+GEOMETRY = {
+    "one_frame_kt7": Shape(t=1, kt=7, alpha=8),
+    "unpadded": Shape(t=3, padding=0),
+    "even_kernel": Shape(t=3, kt=4, padding=1),
+    "padding_beyond_kernel": Shape(t=5, kt=3, padding=4),
+}
+# Channels of the lateral connections of R50 8x8 (slow, fast, lateral), and neighbours.
+WIDTHS = {
+    f"{c_slow}_{c}_{k}": Shape(c_slow=c_slow, c=c, k=k, h=4, w=5, kt=7)
+    for c_slow, c, k in [(64, 8, 16), (256, 32, 64), (17, 16, 32), (8, 9, 15)]
+}
+SHAPES = ODD | KERNELS | GEOMETRY | WIDTHS | {"long": Shape(c_slow=8, c=8, k=16, t=8, h=28, w=28, kt=7)}
+
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def random_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
+    s = shape
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = {
+        "slow": torch.randn(s.n, s.c_slow, s.t, s.h, s.w).to(dtype),
+        "fast": torch.randn(s.n, s.c, s.t_fast, s.h, s.w).to(dtype),
+        "weight": (torch.randn(s.k, s.c, s.kt, 1, 1) / math.sqrt(s.c * s.kt)).to(dtype),
+        "scale": (torch.rand(s.k) + 0.5).to(wide),
+        "shift": torch.randn(s.k).to(wide),
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+    grad = torch.randn(s.n, s.c_slow + s.k, s.t, s.h, s.w).to(dtype)
+    return Call("lateral_concat", tensors, s.options | {"relu": relu}, tuple(tensors) if gradients else (), grad)
+
+
+def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True) -> Call:
+    s = shape
+    tensors = {
+        "slow": small_integers(s.n, s.c_slow, s.t, s.h, s.w, dtype=dtype),
+        "fast": small_integers(s.n, s.c, s.t_fast, s.h, s.w, dtype=dtype),
+        "weight": small_integers(s.k, s.c, s.kt, 1, 1, dtype=dtype),
+        "scale": integer_scales(s.k, dtype=dtype),
+        "shift": small_integers(s.k, dtype=dtype),
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+    grad = small_integers(s.n, s.c_slow + s.k, s.t, s.h, s.w, dtype=dtype)
+    return Call("lateral_concat", tensors, s.options | {"relu": relu}, tuple(tensors), grad)
+
+
+@dtypes
+@shapes
+def test_random_values(compiled_backend: str, shape: Shape, dtype: torch.dtype) -> None:
+    assert_as_exact_as_pytorch(lambda: random_call(shape, dtype), device=device_of(compiled_backend))
+
+
+@dtypes
+@shapes
+def test_integers_are_exact(compiled_backend: str, shape: Shape, dtype: torch.dtype) -> None:
+    assert_exact(integer_call(shape, dtype), device=device_of(compiled_backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("absent", [(), ("scale",), ("shift",), ("scale", "shift")], ids=str)
+def test_optional_arguments(backend: str, absent: tuple[str, ...], relu: bool, dtype: torch.dtype) -> None:
+    assert_as_exact_as_pytorch(lambda: random_call(Shape(), dtype, *absent, relu=relu), device=device_of(backend))
+
+
+@dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(backend: str, layout: str, dtype: torch.dtype) -> None:
+    shape = Shape(c_slow=24, c=8, k=16, h=4, w=6)
+    assert_as_exact_as_pytorch(lambda: random_call(shape, dtype), layout, device_of(backend))
+
+
+def test_each_input_in_its_own_layout(compiled_backend: str) -> None:
+    for of_slow, of_fast in itertools.product(LAYOUTS, LAYOUTS):
+        call = integer_call(Shape(h=4, w=4), torch.float32)
+        expected = call.run_exact()["output"].float()
+        call.tensors["slow"] = lay_out(call.tensors["slow"], of_slow)
+        call.tensors["fast"] = lay_out(call.tensors["fast"], of_fast)
+        assert torch.equal(call.to(device=device_of(compiled_backend)).run()["output"].cpu(), expected)
+
+
+@dtypes
+def test_slow_channels_are_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
+    call = random_call(Shape(), dtype).to(layout="channels_last", device=device_of(backend))
+    results = call.run()
+    assert_dense(results["output"])
+    assert results["output"].dtype == dtype
+    assert torch.equal(results["output"][:, :5], call.tensors["slow"])
+    assert torch.equal(results["grad of slow"], call.grad[:, :5])
+    for name in call.differentiable:
+        assert results[f"grad of {name}"].dtype == call.tensors[name].dtype, name
+
+
+def test_gradient_of_slow_is_a_view(compiled_backend: str) -> None:
+    call = random_call(Shape(), torch.float32).to(layout="channels_last", device=device_of(compiled_backend))
+    assert call.run()["grad of slow"].data_ptr() == call.grad.data_ptr()
+
+
+@dtypes
+def test_empty_batch(backend: str, dtype: torch.dtype) -> None:
+    results = random_call(Shape(n=0), dtype).to(device=device_of(backend)).run()
+    assert results["output"].shape == (0, 11, 2, 3, 2)
+    assert_dense(results["output"])
+    for name in ("weight", "scale", "shift"):
+        assert torch.equal(results[f"grad of {name}"], torch.zeros_like(results[f"grad of {name}"])), name
+
+
+@pytest.mark.parametrize(
+    "wanted", [("slow",), ("fast",), ("weight",), ("scale",), ("shift",), ("slow", "shift")], ids=str
+)
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+def test_some_gradients_only(backend: str, wanted: tuple[str, ...], relu: bool) -> None:
+    call = integer_call(Shape(), torch.float32, relu=relu)
+    assert_exact(replace(call, differentiable=wanted), device=device_of(backend))
+
+
+def test_gradcheck(backend: str) -> None:
+    if device_of(backend) != "cpu":
+        pytest.skip("float64 runs on the CPU")
+    shape = Shape(n=2, c_slow=2, c=3, k=4, t=2, h=2, w=2, kt=3, alpha=2)
+    call = random_call(shape, torch.float64).to(layout="channels_last")
+    inputs = [tensor.clone().requires_grad_() for tensor in call.tensors.values()]
+    for relu in (False, True):
+        torch.autograd.gradcheck(
+            lambda *tensors, relu=relu: ops.lateral_concat(*tensors, **shape.options, relu=relu), inputs
+        )
+
+
+def test_double_backward_raises_by_name(compiled_backend: str) -> None:
+    call = random_call(Shape(), torch.float32).to(device=device_of(compiled_backend))
+    tensors = {name: tensor.requires_grad_() for name, tensor in call.tensors.items()}
+    out = ops.lateral_concat(**tensors, **call.options)
+    (gradient,) = torch.autograd.grad(out.square().sum(), tensors["fast"], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward through temporal_conv or lateral_concat"):
+        gradient.sum().backward()
+
+
+def test_same_bits_for_any_number_of_threads(compiled_backend: str) -> None:
+    call = random_call(Shape(n=3, c_slow=24, c=8, k=16, t=4, h=15, w=17), torch.float32)
+    call = call.to(device=device_of(compiled_backend))
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2, 3, 5, 1):
+            torch.set_num_threads(count)
+            runs.append(call.run())
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        for name, result in run.items():
+            assert torch.equal(result, runs[0][name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast(backend: str, dtype: torch.dtype) -> None:
+    call = random_call(Shape(), torch.float32).to(device=device_of(backend))
+    with torch.autocast(device_of(backend), dtype):
+        results = call.run(lambda **kwargs: ops.lateral_concat(**kwargs).float())
+    cast = {name: t.to(dtype) if t.dim() == 5 else t for name, t in call.tensors.items()}
+    expected = replace(call, tensors=cast, grad=call.grad.to(dtype)).run()
+    assert torch.equal(results["output"], expected["output"].float())
+    for name in call.differentiable:
+        assert results[f"grad of {name}"].dtype == torch.float32
+        assert torch.equal(results[f"grad of {name}"], expected[f"grad of {name}"].float()), name
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(backend: str, use_reentrant: bool) -> None:
+    call = integer_call(Shape(), torch.float32).to(device=device_of(backend))
+
+    def gradients(checkpointed: bool) -> list[Tensor]:
+        tensors = [t.detach().clone().requires_grad_() for t in call.tensors.values()]
+
+        def function(*tensors: Tensor) -> Tensor:
+            return ops.lateral_concat(*tensors, **call.options)
+
+        if checkpointed:
+            out = torch.utils.checkpoint.checkpoint(function, *tensors, use_reentrant=use_reentrant)
+        else:
+            out = function(*tensors)
+        out.backward(call.grad)
+        return [t.grad for t in tensors]
+
+    for ours, expected in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_reference_is_stock_modules() -> None:
+    """The judge itself against the modules that it stands for."""
+    shape = Shape(kt=7, alpha=4, t=3)
+    call = random_call(shape, torch.float64)
+    conv = torch.nn.Conv3d(shape.c, shape.k, (7, 1, 1), stride=(4, 1, 1), padding=(3, 0, 0), bias=False).double()
+    norm = torch.nn.BatchNorm3d(shape.k).double().eval()
+    with torch.no_grad():
+        conv.weight.copy_(call.tensors["weight"])
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        tensors = call.tensors | {"scale": scale, "shift": norm.bias - norm.running_mean * scale}
+        stock = torch.cat([tensors["slow"], norm(conv(tensors["fast"])).relu()], 1)
+        ours = reference.lateral_concat(**tensors, **shape.options)
+    torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
+
+
+@st.composite
+def drawn_shapes(draw: st.DrawFn) -> Shape:
+    kt, alpha, t = draw(st.integers(1, 7)), draw(st.sampled_from((1, 2, 3, 4, 8))), draw(st.integers(1, 4))
+    padding = draw(st.integers(0, 5).filter(lambda p: (t - 1) * alpha + kt - 2 * p >= 1))
+    small = st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33]))
+    return Shape(
+        n=draw(st.integers(0, 3)),
+        c_slow=draw(small),
+        c=draw(small),
+        k=draw(small),
+        t=t,
+        h=draw(st.integers(1, 5)),
+        w=draw(st.integers(1, 5)),
+        kt=kt,
+        alpha=alpha,
+        padding=padding,
+        surplus=draw(st.integers(0, alpha - 1)),
+    )
+
+
+@given(
+    shape=drawn_shapes(),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    absent=st.sets(st.sampled_from(("scale", "shift"))),
+    relu=st.booleans(),
+)
+@settings(max_examples=100)
+def test_any_configuration(shape: Shape, dtype: torch.dtype, layout: str, absent: set[str], relu: bool) -> None:
+    with slowfast_fast.backend("cpu"):
+        assert_exact(integer_call(shape, dtype, *absent, relu=relu), layout)
+
+
+def zeros(*shape: int, **kwargs: Any) -> Tensor:
+    return torch.zeros(shape, **kwargs)
+
+
+RIGHT = {
+    "slow": zeros(2, 5, 8, 3, 2),
+    "fast": zeros(2, 4, 32, 3, 2),
+    "weight": zeros(6, 4, 7, 1, 1),
+    "scale": zeros(6),
+    "shift": zeros(6),
+    "alpha": 4,
+}
+WRONG = [
+    (TypeError, {"slow": None}, "slow must be a torch.Tensor; got NoneType"),
+    (ValueError, {"slow": zeros(2, 5, 8, 3)}, "slow must be (N, C, T, H, W); got 4 dimensions, shape (2, 5, 8, 3)"),
+    (ValueError, {"fast": zeros(4, 32, 3, 2)}, "fast must be (N, C, T, H, W); got 4 dimensions, shape (4, 32, 3, 2)"),
+    (
+        TypeError,
+        {"slow": zeros(2, 5, 8, 3, 2).double()},
+        "slow must have the dtype of fast, torch.float32; got torch.fl",
+    ),
+    (ValueError, {"slow": zeros(2, 5, 8, 3, 2, device="meta")}, "slow must be on the device of fast, cpu; got meta"),
+    (
+        ValueError,
+        {"slow": zeros(2, 5, 8, 2, 2)},
+        "slow and fast must agree in N, H and W; got slow (N, C, T, H, W) = (2",
+    ),
+    (ValueError, {"slow": zeros(1, 5, 8, 3, 2)}, "slow and fast must agree in N, H and W"),
+    (
+        ValueError,
+        {"weight": zeros(6, 5, 7, 1, 1)},
+        "weight must have the channels of fast, C = 4; got (K, C, kt, 1, 1)",
+    ),
+    (ValueError, {"scale": zeros(4)}, "scale must be (6,), one value per output channel; got (4,)"),
+    (
+        TypeError,
+        {"shift": zeros(6).half()},
+        "shift must be float32 or of the dtype of weight, torch.float32; got torch.fl",
+    ),
+    (ValueError, {"alpha": 0}, "alpha must be at least 1; got 0"),
+    (TypeError, {"alpha": 4.0}, "alpha must be an int (along T alone); got float 4.0"),
+    (ValueError, {"padding": -1}, "padding must be at least 0; got -1"),
+    (ValueError, {"weight": zeros(6, 4, 6, 1, 1)}, "padding must be given for a kernel of even length; got kt = 6"),
+    (
+        ValueError,
+        {"fast": zeros(2, 4, 5, 3, 2), "padding": 0},
+        "fast is too short: T = 5 with padding 0 gives 5 frames",
+    ),
+    (
+        ValueError,
+        {"alpha": 8},
+        "slow has T = 8 and fast T = 32: with alpha = 8, kt = 7 and padding 3 the convolution of fast gives T = 4; "
+        "alpha = 4 would fit",
+    ),
+    (ValueError, {"fast": zeros(2, 4, 12, 3, 2)}, "gives T = 3; no alpha gives the T of slow"),
+    (ValueError, {"slow": zeros(2, 5, 1, 3, 2)}, "gives T = 8; alpha = 32 or more would fit"),
+    (ValueError, {"slow": zeros(2, 5, 2, 3, 2)}, "gives T = 8; alpha = 16 to 31 would fit"),
+]
+
+
+@pytest.mark.parametrize(("error", "changes", "message"), WRONG, ids=[message for *_, message in WRONG])
+def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        ops.lateral_concat(**(RIGHT | changes))
