@@ -1,6 +1,6 @@
 """Options, the race that a benchmark runs, and the summary at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,8 +46,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def race(request: pytest.FixtureRequest, benchmark) -> Iterator[Callable[[Case | NetworkCase], Measurement]]:
-    """Call it with a case: pytest-benchmark times ours, and before each of its rounds the other variants run once each."""
+def race(request: pytest.FixtureRequest, benchmark) -> Callable[[Case | NetworkCase], Measurement]:
+    """Call it with a case: pytest-benchmark times ours, and before each of its rounds every other variant runs once."""
     config = request.config
 
     def run(case: Case | NetworkCase) -> Measurement:
@@ -72,7 +72,7 @@ def race(request: pytest.FixtureRequest, benchmark) -> Iterator[Callable[[Case |
         config.stash[MEASUREMENTS].append(measurement)
         return measurement
 
-    yield run
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

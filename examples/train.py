@@ -45,8 +45,8 @@ def create_network(crop: int) -> nn.Module:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="default: %(default)s")
-    parser.add_argument("--clips", type=int, default=4, help="clips of each video (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--clips", type=int, default=2, help="clips of each video (default: %(default)s)")
     parser.add_argument("--crop", type=int, default=64, help="a multiple of 32 (default: %(default)s)")
     parser.add_argument("--amp", choices=("bfloat16", "float16"), help="train under autocast to this dtype")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

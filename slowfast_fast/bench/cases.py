@@ -90,3 +90,11 @@ def flops(case: Case) -> int:
     shape = case.shape
     convolution = 2 * prod((shape.out_positions, shape.out_channels, shape.channels, shape.kernel))
     return convolution if case.direction == "fwd" else 3 * convolution
+
+
+def natively_supported(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies in this dtype, as opposed to PyTorch emulating it at a fraction of the speed."""
+    if device.type != "cpu" or torch.finfo(dtype).bits > 16:
+        return True
+    mkldnn = torch.ops.mkldnn
+    return mkldnn._is_mkldnn_bf16_supported() if dtype is torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported()

@@ -9,6 +9,7 @@ import torch
 
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
+from .network import NetworkCase
 from .report import document, machine, table, versions
 from .session import find_cases, run
 from .summary import summarise
@@ -103,5 +104,5 @@ def heading(device: torch.device) -> str:
     return line
 
 
-def _kind(case: object) -> tuple[str, ...]:
+def _kind(case: Case | NetworkCase) -> tuple[str, ...]:
     return (case.shape.op, case.shape.pathway, case.direction) if isinstance(case, Case) else (case.name,)

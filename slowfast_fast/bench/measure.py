@@ -2,7 +2,7 @@
 
 Figures are medians over the rounds, ratios are ratios of medians. What the machine can do at best is measured in the
 same rounds: a copy that moves as many bytes as the case must move (so it meets the same level of cache), and a square
-matrix product in the case's dtype.
+matrix product in the case's dtype (float32 where the device has no arithmetic of that dtype).
 """
 
 import statistics
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .cases import Case
+from .cases import Case, natively_supported
 from .network import NetworkCase
 
 COPY, GEMM = "copy", "gemm"
@@ -97,7 +97,9 @@ def limits(case: Case | NetworkCase, device: torch.device) -> dict[str, Callable
     half = case.bytes // 2
     source, target = (torch.zeros(half, dtype=torch.int8, device=device) for _ in range(2))
     n = GEMM_SIZE[device.type]
-    a, b = (torch.randn(n, n, device=device).to(case.dtype) for _ in range(2))
+    # Where the dtype is emulated, float32 is what a kernel computes in and so the rate that limits it.
+    dtype = case.dtype if natively_supported(case.dtype, device) else torch.float32
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return {COPY: lambda: target.copy_(source), GEMM: lambda: torch.mm(a, b)}
 
 

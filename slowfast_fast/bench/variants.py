@@ -6,7 +6,8 @@ gradients.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..backend import backend as use_backend
 from ..backend import can_run
-from .cases import Case
+from .cases import Case, natively_supported
 
 Runner = Callable[[], dict[str, Tensor]]
 Forward = Callable[[Tensor, Tensor | None], Tensor]  # x or fast, and slow
@@ -69,18 +70,17 @@ class Problem:
             grad=positions(result_channels, shape.out_frames) if case.direction == "bwd" else None,
         )
 
-    def to(self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format | None = None) -> "Problem":
+    def to(
+        self, *, dtype: torch.dtype | None = None, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> "Problem":
         """A copy in a dtype and layout of its own, so that no variant shares memory with another."""
 
-        def copy(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            tensor = tensor.clone() if dtype is None else tensor.to(dtype, copy=True)
-            wide = memory_format is not None and tensor.dim() == 5
-            return tensor.contiguous(memory_format=memory_format) if wide else tensor
+        def copy(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(dtype or tensor.dtype, copy=True)
+            return tensor.contiguous(memory_format=memory_format) if tensor.dim() == 5 else tensor
 
-        tensors = {name: copy(value) for name, value in vars(self).items() if name != "case"}
-        return Problem(self.case, **tensors)
+        tensors: dict[str, Any] = {name: copy(value) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **tensors)
 
     @property
     def op(self) -> str:
@@ -106,7 +106,13 @@ class StockBlock(nn.Module):
         super().__init__()
         shape, weight = problem.case.shape, problem.weight
         kernel, stride, padding = (shape.kernel, 1, 1), (shape.stride, 1, 1), (shape.padding, 0, 0)
-        options = {"stride": stride, "padding": padding, "bias": False, "device": weight.device, "dtype": weight.dtype}
+        options: dict[str, Any] = {
+            "stride": stride,
+            "padding": padding,
+            "bias": False,
+            "device": weight.device,
+            "dtype": weight.dtype,
+        }
         self.conv = nn.Conv3d(shape.channels, shape.out_channels, kernel, **options)
         self.norm = nn.BatchNorm3d(shape.out_channels, eps=EPS, device=weight.device, dtype=problem.gamma.dtype)
         self.activation = nn.ReLU()
@@ -131,8 +137,8 @@ def _step(problem: Problem, forward: Forward, parameters: dict[str, Tensor]) -> 
 
         return evaluate
 
-    sources = {"dx": x, "dslow": slow, **parameters}
-    sources = {name: tensor.requires_grad_() for name, tensor in sources.items() if tensor is not None}
+    inputs = {"dx": x} if slow is None else {"dx": x, "dslow": slow}
+    sources = {name: tensor.requires_grad_() for name, tensor in {**inputs, **parameters}.items()}
 
     def train() -> dict[str, Tensor]:
         y = forward(x, slow)
@@ -167,8 +173,13 @@ def compiled(problem: Problem) -> Runner:
         raise Unavailable("float64 is not what inductor is for")
     problem = problem.to(memory_format=torch.channels_last_3d)
     block = StockBlock(problem)
-    options = {"freezing": True} if problem.grad is None else None
-    return compile_now(_run_block(problem, block, torch.compile(block, fullgraph=True, dynamic=False, options=options)))
+    return compile_now(_run_block(problem, block, compile_module(block, freeze=problem.grad is None)))
+
+
+def compile_module(module: nn.Module, *, freeze: bool) -> Callable[..., Tensor]:
+    """With inductor, for static shapes. Freezing folds BatchNorm and packs weights; it is for inference only."""
+    options: dict[str, Any] = {"freezing": freeze}
+    return torch.compile(module, fullgraph=True, dynamic=False, options=options)
 
 
 def compile_now(runner: Runner) -> Runner:
@@ -216,6 +227,8 @@ def mkldnn_pointwise(problem: Problem) -> Runner:
         raise Unavailable("torch.ops.mkldnn._convolution_pointwise has no backward")
     if problem.x.dtype is torch.float64:
         raise Unavailable("oneDNN has no float64 convolution")
+    if not natively_supported(problem.x.dtype, problem.x.device):
+        raise Unavailable(f"oneDNN has no {problem.x.dtype} convolution for this CPU")
     problem = problem.to(memory_format=torch.channels_last_3d)
     shape = problem.case.shape
     weight, bias = problem.folded()

@@ -1,0 +1,347 @@
+"""The benchmarks judged: their shapes, formulas, arithmetic and reports. No test depends on how fast anything is."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from slowfast_fast.bench import bench, session
+from slowfast_fast.bench.cases import DIRECTIONS, Case, natively_supported, traffic
+from slowfast_fast.bench.measure import COPY, GEMM, GEMM_SIZE, TOLERANCE, Measurement, Race, disagreement
+from slowfast_fast.bench.network import NetworkCase
+from slowfast_fast.bench.session import find_cases, prepare
+from slowfast_fast.bench.shapes import Shape, network_shapes
+from slowfast_fast.bench.summary import GOALS, STOCK, summarise
+from slowfast_fast.bench.variants import OURS, Problem, Unavailable, stock_eager
+from slowfast_fast.reference.slowfast import SlowFast
+
+CPU = torch.device("cpu")
+SMALL = {
+    "temporal_conv": Shape("temporal_conv", "fast", 2, 2, 8, 16, 3, frames=5, size=3),
+    "lateral_concat": Shape("lateral_concat", "lateral", 1, 2, 8, 16, 7, frames=8, size=3, stride=4, slow_channels=24),
+}
+
+
+def temporal_convolutions(depth: int, crop: int, batch: int) -> Counter:
+    """What the reference network runs, seen by hooks: (op, input shape, weight shape, stride, channels of slow)."""
+    size = crop // 32
+    with torch.device("meta"):
+        model = SlowFast(model_depth=depth, head_pool_kernel_sizes=((8, size, size), (32, size, size)))
+        inputs = [torch.empty(batch, 3, frames, crop, crop) for frames in (8, 32)]
+    seen: Counter = Counter()
+    slow_channels = {}
+
+    def on_fusion(fusion: nn.Module, arguments: tuple) -> None:
+        for module in fusion.modules():
+            slow_channels[module] = arguments[0][0].shape[1]
+
+    def on_convolution(conv: nn.Conv3d, arguments: tuple) -> None:
+        op = "lateral_concat" if conv in slow_channels else "temporal_conv"
+        if conv.kernel_size[0] > 1 and conv.kernel_size[1:] == (1, 1):
+            shape, weight = tuple(arguments[0].shape), tuple(conv.weight.shape)
+            seen[op, shape, weight, conv.stride, conv.padding, slow_channels.get(conv, 0)] += 1
+
+    for block in model.blocks[:5]:
+        block.multipathway_fusion.register_forward_pre_hook(on_fusion)
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_pre_hook(on_convolution)
+    model(inputs)
+    return seen
+
+
+@pytest.mark.parametrize(("depth", "crop", "batch"), [(50, 224, 1), (50, 256, 2), (18, 224, 1), (101, 224, 1)])
+def test_shapes_are_those_of_the_network(depth, crop, batch):
+    expected = temporal_convolutions(depth, crop, batch)
+    found: Counter = Counter()
+    for s in network_shapes(crop, depth=depth, batch=batch):
+        x = (s.batch, s.channels, s.frames, s.size, s.size)
+        weight = (s.out_channels, s.channels, s.kernel, 1, 1)
+        found[s.op, x, weight, (s.stride, 1, 1), (s.padding, 0, 0), s.slow_channels] += s.count
+    assert found == expected
+    assert sum(expected.values()) == {18: 6 + 4, 50: 25 + 4, 101: 59 + 4}[depth]
+
+
+def test_names_are_unique():
+    names = [case.name for case in find_cases(session.OPS, list(DIRECTIONS), torch.float32)]
+    assert len(set(names)) == len(names) == 2 * (12 + 4 + 1)
+
+
+@pytest.mark.parametrize("crop", [0, -32, 100])
+def test_crop_is_checked(crop):
+    with pytest.raises(ValueError, match=rf"crop: expected a positive multiple of 32, got {crop}"):
+        network_shapes(crop)
+
+
+def test_depth_is_checked():
+    with pytest.raises(ValueError, match=r"depth: expected one of .*18, 50, 101, 152.*, got 34"):
+        network_shapes(depth=34)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("shape", network_shapes(), ids=lambda shape: shape.name)
+def test_flops_against_torch(shape, direction):
+    x = torch.empty(1, shape.channels, shape.frames, shape.size, shape.size, device="meta", requires_grad=True)
+    weight = torch.empty(shape.out_channels, shape.channels, shape.kernel, 1, 1, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        y = F.conv3d(x, weight, stride=(shape.stride, 1, 1), padding=(shape.padding, 0, 0))
+        if direction == "bwd":
+            y.sum().backward()
+    assert Case(shape, direction, torch.float32).flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("op", SMALL)
+def test_bytes_against_real_tensors(op, dtype):
+    def size(*tensors: Tensor | None) -> int:
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    forward = Problem.random(Case(SMALL[op], "fwd", dtype), CPU)
+    y = stock_eager(forward)()["y"]
+    # Folded BatchNorm is two vectors; slow is in y once more.
+    assert forward.case.bytes == size(forward.x, forward.weight, forward.gamma, forward.beta, forward.slow, y)
+
+    step = Problem.random(Case(SMALL[op], "bwd", dtype), CPU)
+    results = stock_eager(step)()
+    raw = y[:, SMALL[op].slow_channels :].clone()
+    moved = {
+        "forward": size(step.x, step.weight, step.slow, results["y"]) + 2 * size(raw),
+        "vectors": size(step.gamma, step.beta, step.mean, step.var, results["dgamma"], results["dbeta"]),
+        "reductions": 2 * size(raw),
+        "dgrad and wgrad": 2 * size(raw) + size(step.x, step.weight, results["dx"], results["dweight"]),
+    }
+    assert step.case.bytes == sum(moved.values())
+    assert all(value >= 0 for value in traffic(step.case).values())
+
+
+def test_case_is_checked():
+    with pytest.raises(ValueError, match=r"direction: expected one of .*'bwd', 'fwd'.*, got 'train'"):
+        Case(SMALL["temporal_conv"], "train", torch.float32)
+    with pytest.raises(ValueError, match=r"dtype: expected one of .*got torch\.int8"):
+        Case(SMALL["temporal_conv"], "fwd", torch.int8)
+
+
+def test_network_flops():
+    """Against a count by hooks, and the published 50.58 GMAC of R50 8x8 at 224 (which take in norms and pools)."""
+    counted = 0
+
+    def count(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        nonlocal counted
+        counted += 2 * output.numel() * module.weight[0].numel()
+
+    with torch.device("meta"):
+        model = SlowFast()
+        for module in model.modules():
+            if isinstance(module, (nn.Conv3d, nn.Linear)):
+                module.register_forward_hook(count)
+        model([torch.empty(1, 3, frames, 224, 224) for frames in (8, 32)])
+    flops = NetworkCase(224, 1, "fwd", torch.float32).flops
+    assert flops == counted
+    assert flops == pytest.approx(2 * 50.58e9, rel=0.01)
+    # In training every layer has a wgrad, and every one but the two stems a dgrad.
+    assert 2.8 * flops < NetworkCase(224, 1, "bwd", torch.float32).flops < 3 * flops
+
+
+def measurement(shape: Shape | None, direction: str = "fwd", **milliseconds: list[float]) -> Measurement:
+    case = Case(shape, direction, torch.float32) if shape else NetworkCase(224, 1, direction, torch.float32)
+    names = {"ours": OURS, "stock": STOCK, "copy": COPY, "gemm": GEMM}
+    found = Measurement(case, "cpu", OURS)
+    found.seconds = {names[name]: [value / 1e3 for value in values] for name, values in milliseconds.items()}
+    found.errors = dict.fromkeys(found.variants, 0.0)
+    return found
+
+
+def test_rates_of_one_measurement():
+    found = measurement(SMALL["temporal_conv"], ours=[2, 1, 9], stock=[6, 100, 5], copy=[1, 1, 1], gemm=[10, 10, 10])
+    assert found.median(OURS) == 2e-3
+    assert found.ratio(STOCK) == pytest.approx(3)  # of medians, not the median of ratios, which is 3, 100 and 0.6
+    assert found.ratio(STOCK, STOCK) == 1
+    assert found.ratio("torch.compile") is None
+    assert found.gigabytes_per_second(OURS) == pytest.approx(found.case.bytes / 2e-3 / 1e9)
+    assert found.gigaflops_per_second(OURS) == pytest.approx(found.case.flops / 2e-3 / 1e9)
+    assert found.gemm_gigaflops_per_second == pytest.approx(2 * GEMM_SIZE["cpu"] ** 3 / 10e-3 / 1e9)
+    assert found.variants == [OURS, STOCK]
+    # 1 ms to move the bytes, and the FLOPs at the product's rate take far less.
+    assert found.bound == "memory"
+    assert found.percent_of_limit(OURS) == pytest.approx(50)
+    assert found.spread(OURS) == pytest.approx((5.5 - 1.5) / 2)
+
+
+def test_compute_bound():
+    found = measurement(SMALL["temporal_conv"], ours=[2], copy=[1e-6], gemm=[1000])
+    expected = found.case.flops / (2 * GEMM_SIZE["cpu"] ** 3)  # seconds, at one product a second
+    assert found.bound == "compute"
+    assert found.limit_seconds == pytest.approx(expected)
+
+
+def test_summary_weighs_by_occurrence():
+    fast = [shape for shape in network_shapes() if shape.op == "temporal_conv" and shape.pathway == "fast"]
+    runs = [measurement(shape, ours=[1.0], stock=[float(i)]) for i, shape in enumerate(fast, 1)]
+    times = sum(i * shape.count for i, shape in enumerate(fast, 1)), sum(shape.count for shape in fast)
+    answers = {str(answer.goal): answer for answer in summarise(runs)}
+    pathway = answers["temporal_conv eval forward, sum over the fast pathway, against stock"]
+    assert pathway.ratio == pytest.approx(times[0] / times[1])
+    assert pathway.target == 3
+    assert pathway.met is (times[0] / times[1] >= 3)
+    network = answers["temporal_conv eval forward, sum over the network, against stock"]
+    assert network.ratio == pathway.ratio
+    assert (network.measured, network.expected, network.met) == (8, 12, None)  # the slow pathway's shapes are missing
+    worst = answers["temporal_conv eval forward, worst shape of the network, against stock channels_last_3d"]
+    assert worst.ratio is None
+    assert "not measured" in str(worst)
+    assert not any("lateral_concat" in goal or "training" in goal for goal in answers)
+
+
+@pytest.mark.parametrize(("stock", "met", "word"), [(2.01, True, "met"), (1.99, False, "MISSED")])
+def test_verdict(stock, met, word):
+    runs = [measurement(s, ours=[1.0], stock=[stock]) for s in network_shapes() if s.op == "lateral_concat"]
+    answer = summarise(runs)[0]
+    assert (answer.target, answer.met) == (2.0, met)
+    assert word in str(answer)
+    for run in runs:
+        run.device = "cuda"  # the targets are the CPU's
+    assert summarise(runs)[0].met is None
+
+
+def test_worst_shape():
+    runs = [measurement(s, "bwd", ours=[2.0], stock=[4.0 + i]) for i, s in enumerate(network_shapes()[-4:])]
+    worst = next(answer for answer in summarise(runs) if answer.goal.worst)
+    assert worst.ratio == 2.0
+
+
+def test_every_goal_can_be_answered():
+    shapes = [*network_shapes(), None]
+    runs = [measurement(shape, direction, ours=[1.0], stock=[2.0]) for shape in shapes for direction in DIRECTIONS]
+    assert [answer.goal for answer in summarise(runs)] == list(GOALS)
+    assert all(answer.measured == answer.expected for answer in summarise(runs))
+
+
+def test_race_interleaves_and_rotates():
+    order: list[str] = []
+    race = Race({name: lambda name=name: order.append(name) for name in "abc"}, session.clock_for(CPU))
+    for _ in range(3):
+        race.round()
+    assert "".join(order) == "abcbcacab"
+    order.clear()
+    race.round(without="b")
+    race.run("b")
+    assert sorted(order[:-1]) == ["a", "c"]
+    assert order[-1] == "b"
+    assert {name: len(seconds) for name, seconds in race.seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_disagreement():
+    tolerance = TOLERANCE[torch.float32]
+    exact = {"y": torch.randn(5, 7, dtype=torch.float64), "dx": torch.randn(5, dtype=torch.float64)}
+    right = {name: tensor.float() for name, tensor in exact.items()}
+    assert disagreement(right, exact, tolerance)[1] is None
+    assert "gave ['y']" in disagreement({"y": right["y"]}, exact, tolerance)[1]
+    assert "dx has shape (4,), expected (5,)" in disagreement({**right, "dx": right["dx"][:4]}, exact, tolerance)[1]
+    assert "relative error of y" in disagreement({**right, "y": right["y"] * (1 + 2e-5)}, exact, tolerance)[1]
+    assert disagreement({**right, "dx": right["dx"] * (1 + 2e-5)}, exact, tolerance)[1] is None
+    assert "relative error of dx" in disagreement({**right, "dx": right["dx"] * float("nan")}, exact, tolerance)[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("op", SMALL)
+def test_every_variant_gives_the_same_numbers(op, direction, dtype):
+    found, race = prepare(Case(SMALL[op], direction, dtype), CPU, compile=False, seed=torch.seed() % 2**31)
+    absent = {"torch.compile", f"{OURS} cuda"}
+    if direction == "bwd" or dtype is torch.float64 or not natively_supported(dtype, CPU):
+        absent.add("mkldnn post-op")
+    assert set(found.unavailable) == absent, found.unavailable
+    assert set(found.variants) == {
+        "stock",
+        "stock channels_last_3d",
+        "conv2d view",
+        f"{OURS} cpu",
+        f"{OURS} reference",
+    } | ({"mkldnn post-op"} - absent)
+    assert found.ours == f"{OURS} cpu"
+    race.round()
+    assert {len(seconds) for seconds in found.seconds.values()} == {1}
+
+
+def test_compiled_variant():
+    found, _ = prepare(Case(SMALL["temporal_conv"], "fwd", torch.float32), CPU)
+    assert "torch.compile" in found.variants, found.unavailable
+
+
+def test_wrong_or_absent_variants_are_left_out(monkeypatch):
+    def wrong(problem: Problem):
+        runner = stock_eager(problem)
+        return lambda: {name: tensor + 1e-3 for name, tensor in runner().items()}
+
+    def absent(problem: Problem):
+        raise Unavailable("not today")
+
+    monkeypatch.setitem(session.STOCK, "wrong", wrong)
+    monkeypatch.setitem(session.STOCK, "absent", absent)
+    found, race = prepare(Case(SMALL["temporal_conv"], "fwd", torch.float32), CPU, compile=False)
+    assert "relative error of y against float64" in found.unavailable["wrong"]
+    assert found.unavailable["absent"] == "not today"
+    assert {"wrong", "absent"}.isdisjoint(race.calls)
+
+
+def test_network_variants_agree():
+    found, _ = prepare(NetworkCase(64, 1, "bwd", torch.float32), CPU, compile=False)
+    assert found.variants == ["stock", "stock channels_last_3d", OURS], found.unavailable
+
+
+def test_quick_run_writes_everything(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the chart needs matplotlib")
+    threads = torch.get_num_threads()
+    json_path, png_path = tmp_path / "run.json", tmp_path / "run.png"
+    bench(quick=True, crop=32, rounds=2, threads=1, json=json_path, png=png_path)
+    assert torch.get_num_threads() == threads
+    printed = capsys.readouterr().out
+    assert "temporal_conv fast res2 8->8 32x8x8 fwd" in printed
+    assert "lateral_concat eval forward, sum over the network, against stock" in printed
+    assert png_path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+    document = json.loads(json_path.read_text())
+    assert set(document) == {"schema", "date", "versions", "machine", "settings", "summary", "cases"}
+    assert document["schema"] == 1
+    assert document["machine"]["threads"] == 1
+    assert {"cpu", "cpu_capability", "load_average"} <= set(document["machine"])
+    assert {"commit", "torch", "python", "slowfast_fast"} <= set(document["versions"])
+    assert document["settings"]["rounds"] == 2
+    assert len(document["cases"]) == 6  # fast, slow and lateral, in both directions
+    for case in document["cases"]:
+        assert {"name", "direction", "dtype", "shape", "bytes", "flops", "limit", "ours", "variants"} <= set(case)
+        assert case["ours"] in case["variants"]
+        assert all(len(variant["seconds"]) == 2 for variant in case["variants"].values())
+        stock, ours = case["variants"]["stock"], case["variants"][case["ours"]]
+        assert ours["speedup_over_stock"] == pytest.approx(stock["median"] / ours["median"])
+        assert ours["gigabytes_per_second"] == pytest.approx(case["bytes"] / ours["median"] / 1e9)
+    assert all({"goal", "target", "ratio", "met"} <= set(line) for line in document["summary"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ops": ["conv"]}, "ops: expected some of .*'temporal_conv'.*, got 'conv'"),
+        ({"directions": ["train"]}, "directions: expected some of .*'fwd'.*, got 'train'"),
+        ({"dtype": "int8"}, "dtype: expected one of .*'float32'.*, got 'int8'"),
+        ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
+        ({"threads": 0}, "threads: expected at least 1, got 0"),
+        ({"rounds": 0}, "rounds: expected at least 1, got 0"),
+        ({"crop": 100}, "crop: expected a positive multiple of 32, got 100"),
+        ({"json": "no/such/folder/run.json"}, "json: the folder of no/such/folder/run.json does not exist"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bench(**arguments)
+
+
+def test_chart_needs_matplotlib(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        bench(png=tmp_path / "run.png")
+    assert capsys.readouterr().out == ""  # nothing was measured
