@@ -26,9 +26,11 @@ class BatchNorm(NamedTuple):
     def check(self, weight: Tensor, output_shape: tuple[int, ...]) -> None:
         """Raise ValueError or TypeError for what nn.BatchNorm3d or this package does not take."""
         _checks.flag("training", self.training)
-        for name in ("gamma", "beta", "running_mean", "running_var"):
-            _checks.vector(name, getattr(self, name), weight)
-        _checks.running_stats(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, weight)
+        _checks.vector("gamma", self.gamma, weight)
+        _checks.vector("beta", self.beta, weight)
+        _checks.running_stats(
+            self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, weight, moves=self.training
+        )
         if self.of_batch():
             _checks.batch_statistics(output_shape, self.eps)
         elif self.eps < 0:

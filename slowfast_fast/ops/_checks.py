@@ -107,13 +107,18 @@ def vector(name: str, tensor: Tensor | None, weight: Tensor) -> None:
 
 
 def running_stats(
-    mean: Tensor | None, var: Tensor | None, count: Tensor | None, momentum: float | None, weight: Tensor
+    mean: Tensor | None, var: Tensor | None, count: Tensor | None, momentum: float | None, weight: Tensor, moves: bool
 ) -> None:
-    """Running statistics as nn.BatchNorm3d keeps them: both or none, and a count where the average is cumulative."""
+    """Running statistics as nn.BatchNorm3d keeps them: both or none. Where the call ``moves`` them, in place, they
+    share one dtype and lie side by side, and a cumulative average has its count."""
     if (mean is None) != (var is None):
         absent = "running_mean" if mean is None else "running_var"
         raise ValueError(f"running_mean and running_var must be given together; got None for {absent}")
-    if mean is None or var is None:
+    vector("running_mean", mean, weight)
+    vector("running_var", var, weight)
+    if momentum is not None and not isinstance(momentum, (int, float)):
+        raise TypeError(f"momentum must be a number or None; got {type(momentum).__name__} {momentum!r}")
+    if mean is None or var is None or not moves:
         return
     if mean.dtype != var.dtype:
         raise TypeError(f"running_var must have the dtype of running_mean, {mean.dtype}; got {var.dtype}")
