@@ -21,33 +21,34 @@ demo: $(STAMP)-demo build  ## classify a real clip with stock and fused SlowFast
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)-test build  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 bench: $(STAMP)-bench build  ## measure every op against stock PyTorch and write a table, JSON and a chart
 	$(BIN)/python -m slowfast_fast bench
 
-lint: $(STAMP)-dev  ## check style, formatting and types
+lint: $(STAMP)-dev       ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)-dev  ## format every Python file
+format: $(STAMP)-dev     ## format every Python file
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-build: $(STAMP)-core  ## compile what changed, beside the Python sources
+build: $(STAMP)-torch    ## compile what changed, beside the Python sources
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
-# The package, with instrumented C++, lies in a folder of its own and goes first on the path. Python itself is not
-# instrumented, so the runtimes are preloaded, and Python's own allocations at exit are no leaks to report.
+# The package with instrumented C++ lies in a folder of its own and goes first on the path. Python itself is not
+# instrumented, so the runtimes are preloaded; what Python never frees is no leak of ours.
 SANITIZED := build/sanitize
+SANITIZED_TESTS ?= tests/test_temporal_conv.py tests/test_lateral_concat.py
 CXX_FILE = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(STAMP)-test  ## run the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	SLOWFAST_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED)/base --build-lib $(SANITIZED)/lib
-	PYTHONPATH=$(SANITIZED)/lib PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
+	SLOWFAST_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	PYTHONPATH=$(SANITIZED)/lib \
 	LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	$(BIN)/python -m pytest -m "not no_sanitizer" $(SANITIZED_TESTS)
+	$(BIN)/pytest -p no:cacheprovider $(SANITIZED_TESTS)
 
 clean:           ## remove what was built; the environment stays
 	rm -rf build dist *.egg-info slowfast_fast/*.so
@@ -61,10 +62,8 @@ $(STAMP)-torch: | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" cmake ninja
 	touch $@
 
-$(STAMP)-core: $(STAMP)-torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
-	touch $@
-
-$(STAMP)-demo $(STAMP)-test $(STAMP)-bench $(STAMP)-dev: $(STAMP)-%: $(STAMP)-core
+# Compiled beforehand by `build`, whose progress shows; setuptools warns of every editable install.
+$(STAMP)-demo $(STAMP)-test $(STAMP)-bench $(STAMP)-dev: $(STAMP)-%: $(STAMP)-torch $(SOURCES) | build
+	PYTHONWARNINGS="ignore:Editable installation" \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	touch $@
