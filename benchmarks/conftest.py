@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from slowfast_fast.bench.cases import DIRECTIONS, Case
-from slowfast_fast.bench.main import DTYPES, heading
+from slowfast_fast.bench.main import DTYPES
 from slowfast_fast.bench.measure import Measurement
 from slowfast_fast.bench.network import NetworkCase
-from slowfast_fast.bench.report import rates, table, versions
+from slowfast_fast.bench.report import busy, heading, machine, rates, table, versions
 from slowfast_fast.bench.session import COMPILED, find_cases, prepare
 from slowfast_fast.bench.summary import summarise
 
 MEASUREMENTS = pytest.StashKey[list[Measurement]]()
+BUSY = pytest.StashKey[str | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MEASUREMENTS] = []
+    config.stash[BUSY] = busy(machine(_device(config)))
     if config.getoption("--race-threads"):
         torch.set_num_threads(config.getoption("--race-threads"))
 
@@ -80,7 +82,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not measurements:
         return
     terminalreporter.section("ours (*) against stock")
-    terminalreporter.write_line(heading(_device(config)) + "\n")
+    lines = (heading(machine(_device(config))), config.stash[BUSY])
+    terminalreporter.write_line("\n".join(filter(None, lines)) + "\n")
     for measurement in measurements:
         terminalreporter.write_line(table(measurement) + "\n")
     for line in summarise(measurements):

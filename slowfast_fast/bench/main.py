@@ -1,7 +1,6 @@
 """`bench`: what `python -m slowfast_fast bench` runs."""
 
 import json as json_module
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .network import NetworkCase
-from .report import document, machine, table, versions
+from .report import busy, document, heading, machine, table
 from .session import find_cases, run
 from .summary import summarise
 
@@ -77,31 +76,19 @@ def bench(
     try:
         settings = {"dtype": dtype, "device": str(place), "rounds": rounds, "crop": crop, "batch": batch}
         settings |= {"compile": compile, "quick": quick, "seed": seed}
-        print(heading(place), end="\n\n")
+        found = machine(place)
+        print("\n".join(filter(None, (heading(found), busy(found)))), end="\n\n")
         measurements = []
         for measurement in run(cases, place, rounds=rounds, compile=compile, seed=seed):
             print(table(measurement), end="\n\n", flush=True)
             measurements.append(measurement)
         print("\n".join(map(str, summarise(measurements))))
         if json is not None:
-            Path(json).write_text(json_module.dumps(document(measurements, place, settings), indent=1) + "\n")
+            Path(json).write_text(json_module.dumps(document(measurements, found, settings), indent=1) + "\n")
         if png is not None:
-            draw(measurements, png, heading(place))
+            draw(measurements, png, heading(found))
     finally:
         torch.set_num_threads(threads_before)
-    if not measurements:
-        print("nothing was measured", file=sys.stderr)
-
-
-def heading(device: torch.device) -> str:
-    """One or two lines: where and with what, and a warning when the machine is not quiet."""
-    found, version = machine(device), versions()
-    where = f"{found['gpu']} on {found['cpu']}" if "gpu" in found else found["cpu"]
-    line = (
-        f"{where}, {found['threads']} threads, {found['cpu_capability']}, torch {version['torch']}, "
-        f"slowfast_fast {version['slowfast_fast']} ({(version['commit'] or 'no checkout')[:12]})"
-    )
-    return line
 
 
 def _kind(case: Case | NetworkCase) -> tuple[str, ...]:

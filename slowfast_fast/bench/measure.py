@@ -92,6 +92,14 @@ class Race:
         self._rounds += 1
 
 
+def tolerance(
+    table: Mapping[torch.dtype, tuple[float, float]], dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
+    """The entry of a tolerance table for a dtype as PyTorch is set up to compute with it on the device."""
+    tf32 = device.type == "cuda" and dtype is torch.float32 and torch.backends.cudnn.allow_tf32
+    return table[torch.float16 if tf32 else dtype]  # TF32 rounds inputs to as many bits as float16
+
+
 def limits(case: Case | NetworkCase, device: torch.device) -> dict[str, Callable[[], object]]:
     """The two calls that measure what the machine can do: see the module's docstring."""
     half = case.bytes // 2

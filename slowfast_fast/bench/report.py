@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -60,6 +60,25 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def heading(machine: Mapping[str, Any]) -> str:
+    """Where and with what, in one line."""
+    found = versions()
+    where = f"{machine['gpu']}, {machine['cpu']}" if "gpu" in machine else machine["cpu"]
+    return (
+        f"{where}, {machine['threads']} threads, {machine['cpu_capability']}, torch {found['torch']}, "
+        f"slowfast_fast {found['slowfast_fast']} ({(found['commit'] or 'no checkout')[:12]})"
+    )
+
+
+def busy(machine: Mapping[str, Any]) -> str | None:
+    """A warning when the machine was not quiet before the run."""
+    if machine["load_average"] < 0.5:
+        return None
+    return (
+        f"WARNING: the load average is {machine['load_average']}: something else is running, and the figures will waver"
+    )
+
+
 def versions() -> dict[str, str | None]:
     return {
         "slowfast_fast": __version__,
@@ -71,14 +90,19 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def document(measurements: Sequence[Measurement], device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
-    """The JSON document of a run. Times are seconds, one per round; rates are 10^9 bytes and operations per second."""
+def document(
+    measurements: Sequence[Measurement], machine: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The JSON document of a run. Times are seconds, one per round; rates are 10^9 bytes and operations per second.
+
+    `machine` is as it was before the run, because its load average is to show what else ran.
+    """
     return {
         "schema": SCHEMA,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": machine(device),
-        "settings": settings,
+        "machine": dict(machine),
+        "settings": dict(settings),
         "summary": [
             {
                 "goal": str(answer.goal),

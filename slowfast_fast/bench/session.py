@@ -6,7 +6,7 @@ import torch
 
 from ..backend import BACKENDS, choose
 from .cases import DIRECTIONS, Case
-from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits
+from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
 from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, SlowFast, network_of_ours
 from .shapes import network_shapes
 from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eager
@@ -44,7 +44,7 @@ def prepare(
 
     A variant that can't run the case, or gives wrong numbers, is left out; `Measurement.unavailable` says why.
     """
-    builders, chosen, exact, tolerance = _variants(case, device, seed)
+    builders, chosen, exact, allowed = _variants(case, device, seed)
     measurement = Measurement(case, device.type, chosen)
     calls: dict[str, Callable[[], object]] = {}
     for name, build in builders.items():
@@ -56,7 +56,7 @@ def prepare(
         except Unavailable as reason:
             measurement.unavailable[name] = str(reason)
             continue
-        measurement.errors[name], wrong = disagreement(runner(), exact, tolerance)
+        measurement.errors[name], wrong = disagreement(runner(), exact, allowed)
         if wrong is None:
             calls[name] = runner
         else:
@@ -75,12 +75,18 @@ def _variants(
         network = NetworkProblem(case, device, seed)
         stock = {name: lambda build=build: build(network) for name, build in NETWORK_STOCK.items()}
         exact = network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64)()
-        return {**stock, OURS: lambda: network_of_ours(network)}, OURS, exact, NETWORK_TOLERANCE[case.dtype]
+        return (
+            {**stock, OURS: lambda: network_of_ours(network)},
+            OURS,
+            exact,
+            tolerance(NETWORK_TOLERANCE, case.dtype, device),
+        )
     problem = Problem.random(case, device, seed)
     stock = {name: lambda build=build: build(problem) for name, build in STOCK.items()}
     own = {f"{OURS} {backend}": lambda backend=backend: ours(problem, backend) for backend in BACKENDS}
     chosen = choose(problem.op, *problem.tensors).backend
-    return {**stock, **own}, f"{OURS} {chosen}", stock_eager(problem.to(dtype=torch.float64))(), TOLERANCE[case.dtype]
+    exact = stock_eager(problem.to(dtype=torch.float64))()
+    return {**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.dtype, device)
 
 
 def run(
