@@ -10,7 +10,7 @@ from slowfast_fast.bench.main import DTYPES
 from slowfast_fast.bench.measure import Measurement
 from slowfast_fast.bench.network import NetworkCase
 from slowfast_fast.bench.report import busy, heading, machine, rates, table, versions
-from slowfast_fast.bench.session import COMPILED, find_cases, prepare
+from slowfast_fast.bench.run import COMPILED, find_cases, prepare
 from slowfast_fast.bench.summary import summarise
 
 MEASUREMENTS = pytest.StashKey[list[Measurement]]()

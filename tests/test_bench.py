@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slowfast_fast.bench import bench, session
+from slowfast_fast.bench import bench
+from slowfast_fast.bench import run as running
 from slowfast_fast.bench.cases import DIRECTIONS, Case, natively_supported, traffic
 from slowfast_fast.bench.measure import COPY, GEMM, GEMM_SIZE, TOLERANCE, Measurement, Race, disagreement
 from slowfast_fast.bench.network import NetworkCase
-from slowfast_fast.bench.session import find_cases, prepare
+from slowfast_fast.bench.run import find_cases, prepare
 from slowfast_fast.bench.shapes import Shape, network_shapes
 from slowfast_fast.bench.summary import GOALS, STOCK, summarise
 from slowfast_fast.bench.variants import OURS, Problem, Unavailable, stock_eager
@@ -67,7 +68,7 @@ def test_shapes_are_those_of_the_network(depth, crop, batch):
 
 
 def test_names_are_unique():
-    names = [case.name for case in find_cases(session.OPS, list(DIRECTIONS), torch.float32)]
+    names = [case.name for case in find_cases(running.OPS, list(DIRECTIONS), torch.float32)]
     assert len(set(names)) == len(names) == 2 * (12 + 4 + 1)
 
 
@@ -222,7 +223,7 @@ def test_every_goal_can_be_answered():
 
 def test_race_interleaves_and_rotates():
     order: list[str] = []
-    race = Race({name: lambda name=name: order.append(name) for name in "abc"}, session.clock_for(CPU))
+    race = Race({name: lambda name=name: order.append(name) for name in "abc"}, running.clock_for(CPU))
     for _ in range(3):
         race.round()
     assert "".join(order) == "abcbcacab"
@@ -280,8 +281,8 @@ def test_wrong_or_absent_variants_are_left_out(monkeypatch):
     def absent(problem: Problem):
         raise Unavailable("not today")
 
-    monkeypatch.setitem(session.STOCK, "wrong", wrong)
-    monkeypatch.setitem(session.STOCK, "absent", absent)
+    monkeypatch.setitem(running.STOCK, "wrong", wrong)
+    monkeypatch.setitem(running.STOCK, "absent", absent)
     found, race = prepare(Case(SMALL["temporal_conv"], "fwd", torch.float32), CPU, compile=False)
     assert "relative error of y against float64" in found.unavailable["wrong"]
     assert found.unavailable["absent"] == "not today"

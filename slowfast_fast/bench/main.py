@@ -10,7 +10,7 @@ from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .network import NetworkCase
 from .report import busy, document, heading, machine, table
-from .session import find_cases, run
+from .run import find_cases, run
 from .summary import summarise
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -75,7 +75,7 @@ class Race:
         self._clock = clock
         self._rounds = 0
 
-    def warm_up(self, times: int = 2) -> None:
+    def warm_up(self, times: int = 1) -> None:
         for call in self.calls.values():
             for _ in range(times):
                 self._clock.time(call)

@@ -91,7 +91,7 @@ class Answer:
         target = "" if self.target is None else f"target {self.target:.1f}x"
         verdict = {True: "met", False: "MISSED", None: ""}[self.met]
         partial = "" if self.measured == self.expected else f"({self.measured} of {self.expected} shapes)"
-        return f"{self.goal!s:<96} {ratio:>12}  {target} {verdict} {partial}".rstrip()
+        return f"{self.goal!s:<101} {ratio:>12}  {target} {verdict} {partial}".rstrip()
 
 
 def summarise(measurements: Sequence[Measurement]) -> list[Answer]:
