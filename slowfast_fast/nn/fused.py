@@ -56,7 +56,7 @@ def conv_norm_act(
 def conv_norm_act_concat(
     slow: Tensor, fast: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None
 ) -> Tensor:
-    """``cat([slow, act(norm(conv(fast)))], 1)``, on ``ops.lateral_concat`` or ``lateral_concat_bn`` if the same.
+    """``cat([slow, act(norm(conv(fast)))], 1)``, on ``ops.lateral_concat`` or ``lateral_concat_bn`` where possible.
 
     Args:
         slow: (N, C_slow, T, H, W).
