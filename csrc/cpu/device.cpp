@@ -281,16 +281,19 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.x.rows = args.x;
   plan.gradient = gradient;
   plan.taps = taps.table();
-  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1.
+  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1. dscale = sum(weight * dweight) is
+  // a small difference of large terms: when it is wanted, sums in one accumulator are short.
+  const bool exact = args.dscale && !args.bn.raw.data;
+  plan.summed_rows = exact ? 16 : 256;
   plan.blocking.panel = tile.panel;
   plan.blocking.t_block = std::min<int64_t>(s.t_out, 8);
-  plan.blocking.p_block = clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 128);
+  plan.blocking.p_block = exact ? 16 : clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 32);
   const int64_t rows = plan.blocking.t_block * plan.blocking.p_block;
   plan.blocking.c_block = clamp(l2_source / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
   plan.blocking.k_group = tile.panel * clamp(l2_sums / (rows * size) / tile.panel, 1, panels);
-  // Chunks of rows until there are 32 tasks; each has sums of the weight's size.
-  const int64_t groups = ceil_div(s.k, plan.blocking.k_group);
-  plan.chunks = clamp(ceil_div(32, groups), 1, std::max<int64_t>(1, s.n * ceil_div(s.p, plan.blocking.p_block)));
+  // Chunks of rows, each with sums of the weight's size, until there are 32 tasks and no chunk has more than a few blocks to add up.
+  const int64_t groups = ceil_div(s.k, plan.blocking.k_group), blocks = s.n * ceil_div(s.p, plan.blocking.p_block);
+  plan.chunks = std::max<int64_t>(1, std::min(blocks, std::max(ceil_div(32, groups), ceil_div(blocks, exact ? 4 : 16))));
   const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * s.kt * size));
   plan.partial = partial.get();
   parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),

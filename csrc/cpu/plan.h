@@ -59,6 +59,7 @@ struct WgradPlan {
   TapTable taps;  // of the forward
   Blocking blocking;
   int64_t chunks;
+  int64_t summed_rows;  // rows that one accumulator sums before it goes into a wider sum
   void* partial;
 };
 

@@ -72,22 +72,24 @@ struct RowTask {
   void epilogue(const A* tile, int64_t first, int64_t t, int64_t p, int64_t m) {
     const int64_t channels = plan.k - first < panel ? plan.k - first : panel;
     for (int64_t c = 0; c < channels; c += W) {
-      const int64_t count = channels - c;
-      const A* scale = static_cast<const A*>(plan.scale) + first + c;
-      const A* shift = static_cast<const A*>(plan.shift) + first + c;
-      T* y = row_at<T>(plan.y, n, t, p) + first + c;
-      const T* residual = row_at<T>(plan.residual, n, t, p);
-      if (residual) residual += first + c;
-      for (int64_t i = 0; i < m; ++i, y += plan.y.stride_p) {
-        V v = load<W>(tile + i * panel + c);
-        if (plan.scale) v = v * load<W>(scale) + load<W>(shift);
-        if (residual) {
-          v += load<W>(residual, count);
-          residual += plan.residual.stride_p;
-        }
-        if (plan.relu) v = relu(v);
-        store<W>(y, v, count);
-      }
+      if (channels - c >= W) epilogue(tile + c, first + c, t, p, m, W);
+      else epilogue(tile + c, first + c, t, p, m, channels - c);
+    }
+  }
+
+  // One vector of channels, `count` of which exist: a constant W compiles to whole loads and stores.
+  SFF_INLINE void epilogue(const A* tile, int64_t k, int64_t t, int64_t p, int64_t m, int64_t count) {
+    const bool affine = plan.scale;
+    const V scale = affine ? load<W>(static_cast<const A*>(plan.scale) + k) : V{};
+    const V shift = affine ? load<W>(static_cast<const A*>(plan.shift) + k) : V{};
+    T* y = row_at<T>(plan.y, n, t, p) + k;
+    const T* residual = row_at<T>(plan.residual, n, t, p);
+    for (int64_t i = 0; i < m; ++i, y += plan.y.stride_p) {
+      V v = load<W>(tile + i * panel);
+      if (affine) v = v * scale + shift;
+      if (residual) v += load<W>(residual + i * plan.residual.stride_p + k, count);
+      if (plan.relu) v = relu(v);
+      store<W>(y, v, count);
     }
   }
 

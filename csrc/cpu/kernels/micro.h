@@ -69,7 +69,7 @@ void product(int taps, const typename T::A* const* a, const typename T::A* const
     for (int v = 0; v < T::NV; ++v) store_raw(out + i * T::panel + v * T::W, acc[i][v]);
 }
 
-// out[i][k] += sum over segments s and rows r of x[s][r * ldx + i] * g[s][r * ldg + k], for M channels and one panel.
+// out[i][k] = sum over segments s and rows r of x[s][r * ldx + i] * g[s][r * ldg + k], for M channels and one panel.
 template <typename T, int M>
 void outer_product(int segments, const typename T::A* const* x, const typename T::A* const* g, int64_t ldx, int64_t ldg,
                    int64_t rows, typename T::A* __restrict__ out) {
@@ -95,10 +95,7 @@ void outer_product(int segments, const typename T::A* const* x, const typename T
 #pragma GCC unroll 24
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < T::NV; ++v) {
-      typename T::A* o = out + i * T::panel + v * T::W;
-      store_raw(o, load_raw<V>(o) + acc[i][v]);
-    }
+    for (int v = 0; v < T::NV; ++v) store_raw(out + i * T::panel + v * T::W, acc[i][v]);
 }
 
 template <typename T>

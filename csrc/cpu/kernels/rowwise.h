@@ -36,24 +36,31 @@ void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+// Rows that one accumulator sums before it goes into the sum in double: an error of a few units in the last place at most.
+constexpr int64_t summed_rows = 16;
+
 template <typename T, int W>
 void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
   using V = Vec<Acc<T>, W>;
   for_row_blocks(plan, begin, end, [&](int64_t task, int64_t n, int64_t t, int64_t p, int64_t rows) {
     double* sum = plan.sums + task * 2 * plan.k;
-    for (int64_t c = 0; c < plan.k; c += W) {
-      const int64_t count = plan.k - c;
-      V total{}, product{};
-      for (int64_t i = 0; i < rows; ++i) {
-        const SourceRow<T, W> row(plan.gradient, n, t, p + i);
-        const V g = row.masked(c, count);
-        total += g;
-        if (row.raw) product += g * row.centred(c, count);
-        if (plan.dresidual.data) store<W>(row_at<T>(plan.dresidual, n, t, p + i) + c, g, count);
-      }
-      for (int64_t l = 0; l < W && l < count; ++l) {
-        sum[c + l] = total[l];
-        sum[plan.k + c + l] = product[l];
+    for (int64_t i = 0; i < 2 * plan.k; ++i) sum[i] = 0;
+    for (int64_t r = 0; r < rows; r += summed_rows) {
+      const int64_t stop = r + summed_rows < rows ? r + summed_rows : rows;
+      for (int64_t c = 0; c < plan.k; c += W) {
+        const int64_t count = plan.k - c;
+        V total{}, product{};
+        for (int64_t i = r; i < stop; ++i) {
+          const SourceRow<T, W> row(plan.gradient, n, t, p + i);
+          const V g = row.masked(c, count);
+          total += g;
+          if (row.raw) product += g * row.centred(c, count);
+          if (plan.dresidual.data) store<W>(row_at<T>(plan.dresidual, n, t, p + i) + c, g, count);
+        }
+        for (int64_t l = 0; l < W && l < count; ++l) {
+          sum[c + l] += total[l];
+          sum[plan.k + c + l] += product[l];
+        }
       }
     }
   });
@@ -62,21 +69,23 @@ void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
 // Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
 constexpr int64_t gathered = 16;
 
-// to[(c * kt + j) * panel + lane] for `count` reduced channels. The dimension that lies closer in memory is the inner loop: rows of a
-// weight are often a multiple of 4 KiB apart and would evict each other from the cache.
+// to[(c * kt + j) * panel + lane] for `count` reduced channels. Runs along the dimension whose taps lie side by side in memory, which for
+// a dense weight is one of the two; rows of a weight are often a multiple of 4 KiB apart and would evict each other from the cache.
 template <typename T>
 SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor, Acc<T>* to) {
-  const auto copy = [&](int64_t l, int64_t c) {
-    const T* taps = from + l * plan.stride_out + c * plan.stride_reduced;
-    for (int64_t j = 0; j < plan.kt; ++j) to[(c * plan.kt + j) * plan.panel + l] = widen(taps[j]) * (factor ? factor[c] : 1);
-  };
-  if (plan.stride_out > plan.stride_reduced) {
-    for (int64_t l = 0; l < lanes; ++l)
-      for (int64_t c = 0; c < count; ++c) copy(l, c);
+  const int64_t kt = plan.kt, panel = plan.panel;
+  if (plan.stride_reduced == kt) {
+    for (int64_t l = 0; l < lanes; ++l, ++to, from += plan.stride_out)
+      for (int64_t i = 0; i < count * kt; ++i) to[i * panel] = widen(from[i]);
+    to -= lanes;
   } else {
     for (int64_t c = 0; c < count; ++c)
-      for (int64_t l = 0; l < lanes; ++l) copy(l, c);
+      for (int64_t j = 0; j < kt; ++j)
+        for (int64_t l = 0; l < lanes; ++l) to[(c * kt + j) * panel + l] = widen(from[l * plan.stride_out + c * plan.stride_reduced + j]);
   }
+  if (factor)
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t i = 0; i < kt * panel; ++i) to[c * kt * panel + i] *= factor[c];
 }
 
 // U0 ... U3 of winograd.h from the taps of one channel.
@@ -129,22 +138,31 @@ void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
     const A* partial = static_cast<const A*>(plan.partial) + index * size;
     const int64_t k0 = index * plan.panel, lanes = plan.k - k0 < plan.panel ? plan.k - k0 : plan.panel;
     double dscale[vector_pad] = {};
-    for (int64_t c = 0; c < plan.c; ++c)
+    // Blocks of channels, so that the scattered side of the transposition stays within a few cache lines a lane.
+    for (int64_t c0 = 0; c0 < plan.c; c0 += gathered) {
+      const int64_t c1 = c0 + gathered < plan.c ? c0 + gathered : plan.c;
       for (int64_t j = 0; j < plan.kt; ++j) {
-        A sum[vector_pad] = {};
-        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-          const A* part = partial + chunk * panels * size + (j * plan.c + c) * plan.panel;
-          for (int64_t l = 0; l < lanes; ++l) sum[l] += part[l];
+        double sums[gathered][vector_pad];
+        for (int64_t c = c0; c < c1; ++c) {
+          double* sum = sums[c - c0];
+          for (int64_t l = 0; l < plan.panel; ++l) sum[l] = 0;
+          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+            const A* part = partial + chunk * panels * size + (j * plan.c + c) * plan.panel;
+            for (int64_t l = 0; l < plan.panel; ++l) sum[l] += part[l];
+          }
         }
         for (int64_t l = 0; l < lanes; ++l) {
-          const int64_t at = ((k0 + l) * plan.c + c) * plan.kt + j;
-          if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * double(sum[l]);
-          if (plan.dweight)
-            narrow(plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] * sum[l] : sum[l], static_cast<T*>(plan.dweight) + at);
+          const double scale = plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] : 1;
+          for (int64_t c = c0; c < c1; ++c) {
+            const int64_t at = ((k0 + l) * plan.c + c) * plan.kt + j;
+            const double sum = sums[c - c0][l];
+            if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * sum;
+            if (plan.dweight) narrow(A(scale * sum), static_cast<T*>(plan.dweight) + at);
+          }
         }
       }
-    if (plan.dscale)
-      for (int64_t l = 0; l < lanes; ++l) static_cast<A*>(plan.dscale)[k0 + l] = A(dscale[l]);
+    }
+    for (int64_t l = 0; plan.dscale && l < lanes; ++l) static_cast<A*>(plan.dscale)[k0 + l] = A(dscale[l]);
   }
 }
 

@@ -84,10 +84,29 @@ struct WgradTask {
             px[s] = (direct ? reinterpret_cast<const A*>(row_at<T>(plan.x.rows, n, in[s], p0)) + c0 : x + s * rows * b.c_block) +
                     tiles.begin(tile);
           A* sum = partial + (((k - k0) / panel * plan.kt + j) * plan.c + c0 + tiles.begin(tile)) * panel;
-          table<Tl>.outer_products[tiles.length(tile) - 1](segments, px, pg, ldx, ldg, rows, sum);
+          add_products(tiles.length(tile), segments, px, pg, ldx, ldg, rows, sum);
         }
       }
     }
+  }
+
+  // sum += the outer products of all segments. A register tile sums at most `summed_rows` rows before it goes into a sum in double, unless
+  // one register tile takes them all.
+  void add_products(int64_t m, int segments, const A* const* px, const A* const* pg, int64_t ldx, int64_t ldg, int64_t rows, A* sum) {
+    const int64_t step = plan.summed_rows / rows > 1 ? plan.summed_rows / rows : 1, size = m * panel;
+    const auto product = table<Tl>.outer_products[m - 1];
+    A tile[Tl::MR * panel];
+    if (step >= segments) {
+      product(segments, px, pg, ldx, ldg, rows, tile);
+      for (int64_t e = 0; e < size; ++e) sum[e] += tile[e];
+      return;
+    }
+    double total[Tl::MR * panel] = {};
+    for (int64_t s = 0; s < segments; s += step) {
+      product(int(segments - s < step ? segments - s : step), px + s, pg + s, ldx, ldg, rows, tile);
+      for (int64_t e = 0; e < size; ++e) total[e] += tile[e];
+    }
+    for (int64_t e = 0; e < size; ++e) sum[e] += A(total[e]);
   }
 };
 
