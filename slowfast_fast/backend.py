@@ -123,18 +123,42 @@ class backend:
 def can_run(name: str, op: str, *tensors: Tensor) -> str | None:
     """None if backend ``name`` can run public op ``op`` on these tensors (of one device and dtype), else the reason
     why not."""
-    b = BACKENDS[check_name(name)]
+    return _why_not(check_name(name), op, tensors[0].device.type, tensors[0].dtype)
+
+
+def _why_not(name: str, op: str, device: str, dtype: torch.dtype) -> str | None:
+    b = BACKENDS[name]
     if b.library is None:
         return None
-    x = tensors[0]
-    if x.device.type not in b.devices:
-        return f"the tensors are on {x.device.type}, the {name} backend runs on {' and '.join(b.devices)}"
-    if x.dtype not in b.dtypes:
-        return f"the {name} backend has no kernel for {x.dtype}"
+    if device not in b.devices:
+        return f"the tensors are on {device}, the {name} backend runs on {' and '.join(b.devices)}"
+    if dtype not in b.dtypes:
+        return f"the {name} backend has no kernel for {dtype}"
     missing = _MISSING[name, op]
     if missing:
         return f"this build has no {name} kernel of {', '.join(missing)}"
     return None
+
+
+def _fastest(op: str, device: str, dtype: torch.dtype) -> Choice:
+    reason = f"no compiled backend is made for {device}"
+    for name, candidate in BACKENDS.items():
+        why_not = _why_not(name, op, device, dtype)
+        if why_not is None:
+            return Choice(name, reason if candidate.library is None else f"fastest for {device}")
+        if device in candidate.devices:
+            reason = why_not
+    raise AssertionError("the reference backend runs everything")
+
+
+# `auto` for every device and dtype that a compiled backend is made for: an op is chosen for at each call.
+_FASTEST = {
+    (op, device, dtype): _fastest(op, device, dtype)
+    for b in BACKENDS.values()
+    for op in KERNELS
+    for device in b.devices
+    for dtype in b.dtypes
+}
 
 
 def choose(op: str, *tensors: Tensor) -> Choice:
@@ -142,21 +166,13 @@ def choose(op: str, *tensors: Tensor) -> Choice:
 
     Raises RuntimeError if the forced one cannot.
     """
-    forced = _thread.forced
-    if forced != "auto":
-        why_not = can_run(forced, op, *tensors)
-        if why_not is not None:
-            raise RuntimeError(f"backend {forced!r} was asked for and cannot run {op}: {why_not}")
-        return Choice(forced, "asked for")
-    device = tensors[0].device.type
-    reason = f"no compiled backend is made for {device}"
-    for name, candidate in BACKENDS.items():
-        why_not = can_run(name, op, *tensors)
-        if why_not is None:
-            return Choice(name, reason if candidate.library is None else f"fastest for {device}")
-        if device in candidate.devices:
-            reason = why_not
-    raise AssertionError("the reference backend runs everything")
+    forced, device, dtype = _thread.forced, tensors[0].device.type, tensors[0].dtype
+    if forced == "auto":
+        return _FASTEST.get((op, device, dtype)) or _fastest(op, device, dtype)
+    why_not = _why_not(forced, op, device, dtype)
+    if why_not is not None:
+        raise RuntimeError(f"backend {forced!r} was asked for and cannot run {op}: {why_not}")
+    return Choice(forced, "asked for")
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,9 @@ def accumulator(vector: Tensor | None, x: Tensor, argument: str) -> Tensor | Non
 
 
 def call(op: OpOverload, *arguments: Any) -> Any:
-    """``op(*arguments)``, past the Python autograd layer where no gradient is wanted: that layer costs more than
-    some kernels."""
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-    ):
+    """``op(*arguments)``, past the Python autograd layer where no gradient is wanted: that layer costs more than some
+    kernels."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)

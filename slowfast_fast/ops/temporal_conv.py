@@ -182,8 +182,8 @@ def _(x, weight, scale, shift, residual, stride, padding, dilation, relu):  # ty
 
 @torch.library.register_fake("slowfast_fast::temporal_conv_bn")
 def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu):  # type: ignore[no-untyped-def]
-    y = empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
-    return y, torch.empty_like(y), *(empty_vector(x, weight) for _ in range(3))
+    shape = output_shape(x, weight, stride, padding, dilation)
+    return *(empty_channels_last(x, shape) for _ in range(2)), *(empty_vector(x, weight) for _ in range(3))
 
 
 @torch.library.register_fake("slowfast_fast::update_running_stats")
