@@ -34,7 +34,7 @@ def draw(measurements: Sequence[Measurement], path: str | Path, subtitle: str = 
     if not panels:
         raise ValueError("no measurement has both stock and ours, there is nothing to draw")
 
-    heights = [sum(len(m.variants) + 1.5 for m in group) * 0.16 + 1.0 for group in panels.values()]
+    heights = [sum(len(m.variants) + 1.5 for m in group) * 0.12 + 0.7 for group in panels.values()]
     figure = Figure(figsize=(11, sum(heights) + 0.8), dpi=110, layout="constrained")
     figure.suptitle(f"Times faster than stock eager (NCDHW)\n{subtitle}", fontsize=11)
     axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
