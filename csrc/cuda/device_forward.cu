@@ -1,3 +1,4 @@
+// All that a forward pass launches; device_backward.cu has the rest. Two sources, so that two compilers share the kernels.
 #include "device.h"
 #include "queue.cuh"
 

@@ -34,11 +34,11 @@ void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) 
   const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
   Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
   if (chunks.count > 0)
-    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args, chunks,
-                 partial);
+    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args,
+                 chunks, partial);
   if (stats)
-    queue.launch(merge_statistics<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, sizeof(BlockValues<Moments<Acc>>)}, partial,
-                 chunks.count, s.k, rows_out(s), *stats);
+    queue.launch(merge_statistics<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, sizeof(BlockValues<Moments<Acc>>)},
+                 partial, chunks.count, s.k, rows_out(s), *stats);
 }
 
 template <class T, class Queue>
@@ -61,8 +61,8 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     Acc* partial_xhat = sum_xhat ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
     const size_t shared_bytes = sizeof(BlockValues<Acc>);
     if (chunks.count > 0)
-      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, shared_bytes}, args, chunks,
-                   partial, partial_xhat);
+      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, shared_bytes}, args,
+                   chunks, partial, partial_xhat);
     const auto merge = [&](const Acc* from, Acc* to) {
       if (to)
         queue.launch(sum_chunks<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, shared_bytes}, from, chunks.count, s.k, to);

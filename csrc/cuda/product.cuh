@@ -14,7 +14,7 @@ constexpr int kDepth = 16;      // depth indices staged in shared memory at a ti
 constexpr int kThreads = 256;   // 16 x 16 threads ...
 constexpr int kThreadRows = 16;
 constexpr int kPerThread = kTile / kThreadRows;  // ... of 4 x 4 results each, 16 apart
-// A half-warp that writes 16 depth indices of two outer ones touches 32 different banks.
+// A warp that writes 16 depth indices of two outer ones touches 32 different banks (floats).
 constexpr int kPitch = kTile + 2;
 static_assert(kThreads == kThreadRows * kThreadRows && kThreads % kTile == 0 && kThreads % kDepth == 0);
 

@@ -11,7 +11,8 @@
 
 // Weak, so that the library also loads where PyTorch has no CUDA; nothing calls them there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
-extern "C" __attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool, char**);
+extern "C" __attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool,
+                                                                         char**);
 extern "C" __attribute__((weak)) void torch_c10_cuda_free_error_msg(char*);
 
 namespace slowfast_fast::cuda {

@@ -1,0 +1,140 @@
+"""Calls of temporal_conv and its training form, on the harness and in PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+
+from .build import Harness
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    n: int
+    c: int
+    k: int
+    t: int
+    h: int
+    w: int
+    kt: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        return self.stride, self.padding, self.dilation
+
+    @property
+    def t_out(self) -> int:
+        return (self.t + 2 * self.padding - self.dilation * (self.kt - 1) - 1) // self.stride + 1
+
+    def __str__(self) -> str:
+        return "-".join(map(str, dataclasses.astuple(self)))
+
+
+# Each result has at least 64 values, so that a ratio of two errors means something.
+CASES = (
+    Case(2, 8, 64, 4, 5, 7, 3, padding=1),  # a bottleneck of the fast pathway
+    Case(1, 129, 70, 3, 3, 3, 3, padding=1),  # several tiles of both operands
+    Case(1, 16, 66, 1, 7, 3, 5, padding=2),  # a clip shorter than the kernel
+    Case(1, 8, 72, 17, 3, 3, 7, stride=8, padding=3),  # a lateral connection
+    Case(2, 3, 65, 9, 1, 3, 5, stride=2, padding=4, dilation=3),
+    Case(1, 5, 67, 2, 3, 31, 1, padding=1),  # frames that see nothing but padding
+)
+# A norm over very few values says more of their luck than of the arithmetic: these are for comparing exact results.
+TINY_CASES = (Case(3, 1, 1, 1, 1, 1, 1), Case(1, 2, 1, 5, 1, 2, 3, dilation=2), Case(1, 1, 3, 3, 2, 1, 1, stride=2))
+
+
+def conv(x: torch.Tensor, weight: torch.Tensor, case: Case) -> torch.Tensor:
+    stride, padding, dilation = ((value, one, one) for value, one in zip(case.window, (1, 0, 1), strict=True))
+    return F.conv3d(x, weight, None, stride, padding, dilation)
+
+
+def channel(vector: torch.Tensor) -> torch.Tensor:
+    return vector.view(1, -1, 1, 1, 1)
+
+
+def rows(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous(memory_format=torch.channels_last_3d)
+
+
+@dataclasses.dataclass
+class Inputs:
+    """Random arguments of an op; v1 and v2 are scale and shift, or gamma and beta. Absent ones are None."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    v1: torch.Tensor | None
+    v2: torch.Tensor | None
+    residual: torch.Tensor | None
+    grad: torch.Tensor
+    relu: bool
+
+    def leaves(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
+        given = (self.x, self.weight, self.v1, self.v2, self.residual)
+        return [None if t is None else t.detach().clone().to(dtype).requires_grad_() for t in given]
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def random_inputs(case: Case, dtype: torch.dtype, full: bool, seed: int) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    out = (case.n, case.k, case.t_out, case.h, case.w)
+    vector = accumulation(dtype)
+    return Inputs(
+        x=rows(draw(case.n, case.c, case.t, case.h, case.w) + 0.5),
+        weight=draw(case.k, case.c, case.kt, 1, 1) / (case.c * case.kt) ** 0.5,
+        v1=draw(case.k).to(vector) + 1 if full else None,
+        v2=draw(case.k).to(vector) if full else None,
+        residual=rows(draw(*out)) if full else None,
+        grad=rows(draw(*out)),
+        relu=full,
+    )
+
+
+def stock(inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The op as PyTorch computes it in `dtype`, with all gradients. The ReLU passes what it passed in `y`: whether a
+    value next to 0 is cut off is a matter of rounding, and not what is compared."""
+    x, weight, v1, v2, residual = leaves = inputs.leaves(dtype)
+    out = conv(x, weight, case)
+    if bn:
+        out = F.batch_norm(out, None, None, v1, v2, training=True)
+    elif v1 is not None:
+        out = out * channel(v1) + channel(v2)
+    if residual is not None:
+        out = out + residual
+    if inputs.relu:
+        out = out * (y > 0)
+    out.backward(inputs.grad.to(dtype))
+    names = ("dx", "dweight", "dv1", "dv2", "dresidual")
+    return {"y": out.detach()} | {name: t.grad for name, t in zip(names, leaves, strict=True) if t is not None}
+
+
+def run_op(host: Harness, inputs: Inputs, case: Case, bn: bool) -> dict[str, torch.Tensor]:
+    """The op and its backward; of the forward's results also what it saves."""
+    i = inputs
+    needs = (True, True, i.v1 is not None, i.v2 is not None, i.residual is not None)
+    saved = {}
+    if bn:
+        y, *statistics = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, i.relu)
+        saved = dict(zip(("raw", "mean", "invstd", "unbiased_var"), statistics, strict=True))
+        grads = host.temporal_conv_bn_backward(
+            i.grad, i.x, i.weight, i.v1, i.v2, i.residual, *statistics[:3], *case.window, i.relu, *needs
+        )
+    else:
+        y = host.temporal_conv(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, i.relu)
+        mask = y if i.relu else None
+        grads = host.temporal_conv_backward(i.grad, i.x, i.weight, i.v1, mask, *case.window, *needs)
+    names = ("dx", "dweight", "dv1", "dv2", "dresidual")
+    for name, grad, need in zip(names, grads, needs, strict=True):
+        assert need or grad.shape == (0,), f"{name} was not asked for"
+    return {"y": y, **saved} | {name: grad for name, grad, need in zip(names, grads, needs, strict=True) if need}
