@@ -47,7 +47,7 @@ def bench(ops: tuple[str, ...], directions: tuple[str, ...], out: str, chart: bo
     from . import bench as benchmarks
     from .bench.chart import require_matplotlib
 
-    chosen = {name: value for name, value in {"ops": ops, "directions": directions}.items() if value}
+    chosen: dict[str, Any] = {name: value for name, value in {"ops": ops, "directions": directions}.items() if value}
     try:
         if chart:
             require_matplotlib()
