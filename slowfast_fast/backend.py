@@ -254,7 +254,7 @@ class Explanation:
         return f"<Explanation: {', '.join(f'{n} rows on {name}' for name, n in counts.items())}>"
 
     def __str__(self) -> str:
-        lines = [("layer", "ran as", "backend", "shapes", "why")]
+        lines: list[tuple[str, ...]] = [("layer", "ran as", "backend", "shapes", "why")]
         for row in self.rows:
             shapes = f"{', '.join(map(_by, row.inputs))} -> {', '.join(map(_by, row.outputs))}"
             lines.append((_braces(row.modules), row.what, row.backend, shapes, row.reason))

@@ -15,10 +15,10 @@ def activation(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64; got {tensor.dtype}")
-    if tensor.dim() != 5:
-        raise ValueError(f"{name} must be (N, C, T, H, W); got {tensor.dim()} dimensions, shape {_shape(tensor)}")
-    _, channels, frames, height, width = tensor.shape
-    if channels == 0 or frames == 0 or height == 0 or width == 0:
+    shape = tensor.shape
+    if len(shape) != 5:
+        raise ValueError(f"{name} must be (N, C, T, H, W); got {len(shape)} dimensions, shape {_shape(tensor)}")
+    if shape[1] == 0 or shape[2] == 0 or shape[3] == 0 or shape[4] == 0:
         raise ValueError(f"{name} may be empty in N only; got (N, C, T, H, W) = {_shape(tensor)}")
 
 
@@ -35,15 +35,10 @@ def like(name: str, tensor: Tensor, of: Tensor, of_name: str) -> None:
 def kernel(weight: Tensor, x: Tensor, x_name: str) -> None:
     """A weight (K, C, kt, 1, 1) for the C of ``x``."""
     like("weight", weight, x, x_name)
-    if (
-        weight.dim() != 5
-        or weight.shape[3] != 1
-        or weight.shape[4] != 1
-        or weight.shape[0] == 0
-        or weight.shape[2] == 0
-    ):
+    shape = weight.shape
+    if len(shape) != 5 or shape[3] != 1 or shape[4] != 1 or shape[0] == 0 or shape[2] == 0:
         raise ValueError(f"weight must be (K, C, kt, 1, 1), a convolution in T alone; got shape {_shape(weight)}")
-    if weight.shape[1] != x.shape[1]:
+    if shape[1] != x.shape[1]:
         raise ValueError(
             f"weight must have the channels of {x_name}, C = {x.shape[1]}; got (K, C, kt, 1, 1) = {_shape(weight)}"
         )

@@ -13,16 +13,16 @@ from ._layout import as_dense
 LIBRARY = torch.ops.slowfast_fast
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the active autocast dtype of their device. As in PyTorch's own convolutions, float64 is left
     alone."""
-    device = next((t.device.type for t in tensors if isinstance(t, Tensor)), "meta")
+    device = first.device.type if isinstance(first, Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return tensors
+        return first, *others
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
+        for t in (first, *others)
     )
 
 
@@ -32,7 +32,10 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 def accumulator(vector: Tensor | None, x: Tensor, argument: str) -> Tensor | None:
     """A per-channel vector in the dtype that the kernels sum in. Differentiable."""
-    return None if vector is None else as_dense(vector.to(accumulation_dtype(x)), argument)
+    if vector is None:
+        return None
+    dtype = accumulation_dtype(x)
+    return as_dense(vector if vector.dtype == dtype else vector.to(dtype), argument)
 
 
 def call(op: OpOverload, *arguments: Any) -> Any:

@@ -76,7 +76,7 @@ def forbid_double_backward(backward_op: str, public_names: str) -> None:
     torch.library.register_autograd(f"slowfast_fast::{backward_op}", refuse)
 
 
-def _fake_backward(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
+def _fake_backward(grad, x, weight, *rest):
     *_, need_x, need_weight, need_scale, need_shift, need_residual = rest
     return (
         empty_channels_last(x, x.shape) if need_x else x.new_empty(0),

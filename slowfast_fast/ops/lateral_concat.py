@@ -161,12 +161,12 @@ def _empty_out(slow: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("slowfast_fast::lateral_concat")
-def _(slow, fast, weight, scale, shift, alpha, padding, relu):  # type: ignore[no-untyped-def]
+def _(slow, fast, weight, scale, shift, alpha, padding, relu):
     return _empty_out(slow, weight)
 
 
 @torch.library.register_fake("slowfast_fast::lateral_concat_bn")
-def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu):  # type: ignore[no-untyped-def]
+def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu):
     n, _, t, h, w = slow.shape
     raw = empty_channels_last(slow, (n, weight.shape[0], t, h, w))
     return _empty_out(slow, weight), raw, *(empty_vector(fast, weight) for _ in range(3))

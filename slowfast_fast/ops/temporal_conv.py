@@ -176,18 +176,18 @@ def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation:
 
 
 @torch.library.register_fake("slowfast_fast::temporal_conv")
-def _(x, weight, scale, shift, residual, stride, padding, dilation, relu):  # type: ignore[no-untyped-def]
+def _(x, weight, scale, shift, residual, stride, padding, dilation, relu):
     return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
 
 
 @torch.library.register_fake("slowfast_fast::temporal_conv_bn")
-def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu):  # type: ignore[no-untyped-def]
+def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu):
     shape = output_shape(x, weight, stride, padding, dilation)
     return *(empty_channels_last(x, shape) for _ in range(2)), *(empty_vector(x, weight) for _ in range(3))
 
 
 @torch.library.register_fake("slowfast_fast::update_running_stats")
-def _(running_mean, running_var, num_batches_tracked, mean, unbiased_var, momentum):  # type: ignore[no-untyped-def]
+def _(running_mean, running_var, num_batches_tracked, mean, unbiased_var, momentum):
     return None
 
 
@@ -201,7 +201,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
     if grad is None:
         return (None,) * 9
-    return *affine_gradients(grad, *ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad[:5]), *(None,) * 4
+    x, weight, scale, y = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:5]
+    return *affine_gradients(grad, x, weight, scale, y, ctx.geometry, needs), *(None,) * 4
 
 
 def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -217,8 +219,12 @@ def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
 def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
     if grad is None:
         return (None,) * 10
+    x, weight, gamma, beta, residual, raw, mean, invstd = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
-    return *batch_norm_gradients(grad, *ctx.saved_tensors, ctx.geometry, ctx.relu, needs), *(None,) * 5
+    gradients = batch_norm_gradients(
+        grad, x, weight, gamma, beta, residual, raw, mean, invstd, ctx.geometry, ctx.relu, needs
+    )
+    return *gradients, *(None,) * 5
 
 
 torch.library.register_autograd("slowfast_fast::temporal_conv", _backward, setup_context=_save)

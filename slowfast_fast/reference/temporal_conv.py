@@ -104,6 +104,11 @@ def update_running_stats(
     count = y.numel() // y.shape[1]
     if count == 0:
         return
-    factor = 1 / num_batches_tracked.to(mean.dtype) if momentum is None else momentum
+    factor: float | Tensor
+    if momentum is None:
+        assert num_batches_tracked is not None, "a cumulative average needs the number of batches"
+        factor = 1 / num_batches_tracked.to(mean.dtype)
+    else:
+        factor = momentum
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
         running += factor * (batch - running)
