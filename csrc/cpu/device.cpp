@@ -108,10 +108,10 @@ static_assert(l2_sums + l2_source <= (512 << 10) / 2, "half of L2 is left to the
 
 int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, std::min(value, high)); }
 
-// Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it from 16 channels on
-// either side. One frame has no pair.
-bool use_winograd(const ConvPlan& plan, const ConvShape& s) {
-  return s.kt == 3 && s.stride == 1 && s.dilation == 1 && plan.t >= 2 && plan.c >= 16 && plan.k >= 16;
+// Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it where each value meets
+// many of the other side. One frame has no pair.
+bool use_winograd(const ConvShape& s, int64_t frames) {
+  return s.kt == 3 && s.stride == 1 && s.dilation == 1 && frames >= 2 && s.c * s.k >= 1024 && s.c >= 16 && s.k >= 16;
 }
 
 Blocking conv_blocking(const ConvPlan& plan) {
@@ -165,7 +165,7 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   plan.kt = s.kt;
   plan.source.rows = args.x;
   plan.taps = taps.table();
-  plan.winograd = use_winograd(plan, s);
+  plan.winograd = use_winograd(s, s.t_out);
   plan.lead = -s.padding;
   plan.blocking = conv_blocking(plan);
   plan.residual = args.residual;
@@ -257,7 +257,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.kt = s.kt;
   plan.source = gradient;
   plan.taps = taps.table();
-  plan.winograd = use_winograd(plan, s);
+  plan.winograd = use_winograd(s, s.t_in);
   plan.lead = s.padding - 2;
   plan.blocking = conv_blocking(plan);
   plan.y = args.dx;
@@ -282,23 +282,26 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.gradient = gradient;
   plan.taps = taps.table();
   // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1. dscale = sum(weight * dweight) is
-  // a small difference of large terms: when it is wanted, sums in one accumulator are short.
+  // a small difference of large terms: when it is wanted, sums in one accumulator are short and direct.
   const bool exact = args.dscale && !args.bn.raw.data;
-  plan.summed_rows = exact ? 16 : 256;
+  plan.winograd = !exact && use_winograd(s, s.t_out);
+  plan.lead = -s.padding;
+  plan.summed_rows = exact ? 16 : plan.winograd ? 128 : 256;
   plan.blocking.panel = tile.panel;
   plan.blocking.t_block = std::min<int64_t>(s.t_out, 8);
   plan.blocking.p_block = exact ? 16 : clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 32);
-  const int64_t rows = plan.blocking.t_block * plan.blocking.p_block;
+  const int64_t rows = (plan.winograd ? 2 : 1) * plan.blocking.t_block * plan.blocking.p_block;
   plan.blocking.c_block = clamp(l2_source / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
-  plan.blocking.k_group = tile.panel * clamp(l2_sums / (rows * size) / tile.panel, 1, panels);
-  // Chunks of rows, each with sums of the weight's size, until there are 32 tasks and no chunk has more than a few blocks to add up.
+  // 16 tasks or more: by groups of panels (of two at least, since each reads all of x) and, where the weight is narrow, by chunks of rows,
+  // each with sums of the weight's size. No chunk adds up more than a few blocks in single precision.
+  plan.blocking.k_group = tile.panel * std::min(panels, clamp(panels / 16, 2, std::max<int64_t>(2, l2_sums / (rows * size) / tile.panel)));
   const int64_t groups = ceil_div(s.k, plan.blocking.k_group), blocks = s.n * ceil_div(s.p, plan.blocking.p_block);
-  plan.chunks = std::max<int64_t>(1, std::min(blocks, std::max(ceil_div(32, groups), ceil_div(blocks, exact ? 4 : 16))));
-  const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * s.kt * size));
+  plan.chunks = std::max<int64_t>(1, std::min(blocks, std::max(16 / groups, ceil_div(blocks, exact ? 4 : 16))));
+  const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * (plan.winograd ? 4 : s.kt) * size));
   plan.partial = partial.get();
   parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().wgrad(plan, begin, end, scratch); });
-  const WgradResult result{args.dtype, s.c,          s.k,        s.kt,         tile.panel, plan.chunks, partial.get(),
+  const WgradResult result{args.dtype, s.c,          s.k,        s.kt,         tile.panel, plan.chunks, plan.winograd, partial.get(),
                            args.weight, args.scale, args.dweight, args.bn.raw.data ? nullptr : args.dscale};
   parallel(panels, [&](int64_t begin, int64_t end) { kernels().wgrad_result(result, begin, end); });
 }

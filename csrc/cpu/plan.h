@@ -57,6 +57,8 @@ struct WgradPlan {
   int64_t n, p, c, k, t_in, t_out, kt;
   Source x, gradient;
   TapTable taps;  // of the forward
+  bool winograd;  // kernels/wgrad.h, with `lead` as in ConvPlan; partial then has four matrices for the three taps
+  int64_t lead;
   Blocking blocking;
   int64_t chunks;
   int64_t summed_rows;  // rows that one accumulator sums before it goes into a wider sum
@@ -67,6 +69,7 @@ struct WgradPlan {
 struct WgradResult {
   Dtype dtype;
   int64_t c, k, kt, panel, chunks;
+  bool winograd;
   const void* partial;
   const void *weight, *scale;
   void *dweight, *dscale;  // each may be nullptr

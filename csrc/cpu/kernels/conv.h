@@ -147,7 +147,7 @@ struct ConvTask : RowTask<T, Tl> {
     int64_t frames = 0;
     for (int64_t t = 0; t < p.t; t += p.blocking.t_block) {
       int64_t from, to;
-      frame_range(p, t, t + p.blocking.t_block < p.t ? t + p.blocking.t_block : p.t, &from, &to);
+      source_range(p.taps, p.t_source, t, t + p.blocking.t_block < p.t ? t + p.blocking.t_block : p.t, &from, &to);
       if (to - from > frames) frames = to - from;
     }
     return align_up(frames * p.blocking.p_block * p.blocking.c_block * sizeof(A));
@@ -158,20 +158,10 @@ struct ConvTask : RowTask<T, Tl> {
       : Base(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)), sums(static_cast<A*>(memory)),
         source(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p))) {}
 
-  // The source frames [from, to) that destination frames [t0, t1) sum over.
-  static void frame_range(const ConvPlan& p, int64_t t0, int64_t t1, int64_t* from, int64_t* to) {
-    *from = p.t_source;
-    *to = 0;
-    for (int64_t e = p.taps.first[t0]; e < p.taps.first[t1]; ++e) {
-      if (p.taps.frame[e] < *from) *from = p.taps.frame[e];
-      if (p.taps.frame[e] + 1 > *to) *to = p.taps.frame[e] + 1;
-    }
-  }
-
   void run(int64_t task) {
     this->begin(task);
     int64_t from, to;
-    frame_range(plan, t0, t1, &from, &to);
+    source_range(plan.taps, plan.t_source, t0, t1, &from, &to);
     for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
       const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
       if (!is_direct<T>(plan.source))

@@ -130,10 +130,35 @@ void pack_panels(const PackPlan& plan, int64_t begin, int64_t end, void* scratch
   }
 }
 
+// The sum over all chunks of matrix j for channel c, a panel of lanes.
+template <typename A>
+SFF_INLINE void sum_chunks(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c, double* sum) {
+  for (int64_t l = 0; l < plan.panel; ++l) sum[l] = 0;
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    const A* part = partial + chunk * chunk_size + (j * plan.c + c) * plan.panel;
+    for (int64_t l = 0; l < plan.panel; ++l) sum[l] += part[l];
+  }
+}
+
+// Tap j for channel c: a sum as it is, or the transpose of winograd.h's map of taps to U0 ... U3.
+template <typename A>
+SFF_INLINE void tap_gradient(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c, double* tap) {
+  if (!plan.winograd) return sum_chunks(plan, partial, chunk_size, j, c, tap);
+  double u1[vector_pad], u2[vector_pad];
+  sum_chunks(plan, partial, chunk_size, 1, c, u1);
+  sum_chunks(plan, partial, chunk_size, 2, c, u2);
+  if (j == 1) {
+    for (int64_t l = 0; l < plan.panel; ++l) tap[l] = (u1[l] - u2[l]) / 2;
+    return;
+  }
+  sum_chunks(plan, partial, chunk_size, j == 0 ? 0 : 3, c, tap);
+  for (int64_t l = 0; l < plan.panel; ++l) tap[l] += (u1[l] + u2[l]) / 2;
+}
+
 template <typename T>
 void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  const int64_t size = plan.kt * plan.c * plan.panel, panels = ceil_div(plan.k, plan.panel);
+  const int64_t size = (plan.winograd ? 4 : plan.kt) * plan.c * plan.panel, chunk_size = ceil_div(plan.k, plan.panel) * size;
   for (int64_t index = begin; index < end; ++index) {
     const A* partial = static_cast<const A*>(plan.partial) + index * size;
     const int64_t k0 = index * plan.panel, lanes = plan.k - k0 < plan.panel ? plan.k - k0 : plan.panel;
@@ -142,20 +167,13 @@ void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
     for (int64_t c0 = 0; c0 < plan.c; c0 += gathered) {
       const int64_t c1 = c0 + gathered < plan.c ? c0 + gathered : plan.c;
       for (int64_t j = 0; j < plan.kt; ++j) {
-        double sums[gathered][vector_pad];
-        for (int64_t c = c0; c < c1; ++c) {
-          double* sum = sums[c - c0];
-          for (int64_t l = 0; l < plan.panel; ++l) sum[l] = 0;
-          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-            const A* part = partial + chunk * panels * size + (j * plan.c + c) * plan.panel;
-            for (int64_t l = 0; l < plan.panel; ++l) sum[l] += part[l];
-          }
-        }
+        double taps[gathered][vector_pad];
+        for (int64_t c = c0; c < c1; ++c) tap_gradient(plan, partial, chunk_size, j, c, taps[c - c0]);
         for (int64_t l = 0; l < lanes; ++l) {
           const double scale = plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] : 1;
           for (int64_t c = c0; c < c1; ++c) {
             const int64_t at = ((k0 + l) * plan.c + c) * plan.kt + j;
-            const double sum = sums[c - c0][l];
+            const double sum = taps[c - c0][l];
             if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * sum;
             if (plan.dweight) narrow(A(scale * sum), static_cast<T*>(plan.dweight) + at);
           }

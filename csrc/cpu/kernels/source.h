@@ -46,6 +46,16 @@ struct SourceRow {
   }
 };
 
+// The source frames [from, to) that destination frames [t0, t1) sum over; from = frames, to = 0 when there are none.
+SFF_INLINE void source_range(const TapTable& taps, int64_t frames, int64_t t0, int64_t t1, int64_t* from, int64_t* to) {
+  *from = frames;
+  *to = 0;
+  for (int64_t e = taps.first[t0]; e < taps.first[t1]; ++e) {
+    if (taps.frame[e] < *from) *from = taps.frame[e];
+    if (taps.frame[e] + 1 > *to) *to = taps.frame[e] + 1;
+  }
+}
+
 // Whether products can read the tensor itself.
 template <typename T>
 SFF_INLINE bool is_direct(const Source& s) { return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data; }

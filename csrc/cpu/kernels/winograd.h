@@ -13,13 +13,45 @@
 
 namespace slowfast_fast::cpu::SFF_ISA {
 
+// V0 ... V3 of every pair of destination frames from t0 on, for one row: to[pair * 4 * next + v * next + c]. Frames outside the clip are 0.
+// `buffer` holds 2 * pairs + 2 frames of `ld` values, for those that cannot be read in place.
+template <typename T, int W>
+void transform_source(const Source& source, int64_t n, int64_t p, int64_t first_frame, int64_t t_source, int64_t pairs, int64_t c0,
+                      int64_t depth, int64_t ld, Acc<T>* buffer, Acc<T>* to, int64_t next) {
+  using A = Acc<T>;
+  using V = Vec<A, W>;
+  const auto frame = [&](int64_t i) -> const A* {
+    const int64_t f = first_frame + i;
+    const bool inside = f >= 0 && f < t_source;
+    if (inside && is_direct<T>(source)) return reinterpret_cast<const A*>(row_at<T>(source.rows, n, f, p)) + c0;
+    A* row = buffer + i * ld;
+    if (inside) read_rows<T, W>(source, n, f, p, 1, c0, depth, row, ld);
+    else
+      for (int64_t c = 0; c < depth; ++c) row[c] = 0;
+    return row;
+  };
+  const A *f0 = frame(0), *f1 = frame(1);
+  for (int64_t pair = 0; pair < pairs; ++pair, to += 4 * next) {
+    const A *f2 = frame(2 * pair + 2), *f3 = frame(2 * pair + 3);
+    for (int64_t c = 0; c < depth; c += W) {
+      const int64_t count = depth - c;
+      const V d0 = load<W>(f0 + c, count), d1 = load<W>(f1 + c, count), d2 = load<W>(f2 + c, count), d3 = load<W>(f3 + c, count);
+      store<W>(to + c, d0 - d2, count);
+      store<W>(to + next + c, d1 + d2, count);
+      store<W>(to + 2 * next + c, d2 - d1, count);
+      store<W>(to + 3 * next + c, d1 - d3, count);
+    }
+    f0 = f2;
+    f1 = f3;
+  }
+}
+
 template <typename T, typename Tl>
 struct WinogradTask : RowTask<T, Tl> {
   using Base = RowTask<T, Tl>;
   using A = typename Base::A;
   using V = typename Base::V;
   using Base::plan, Base::b, Base::rows, Base::p0, Base::t0, Base::t1, Base::n, Base::panels, Base::panel, Base::W;
-  static constexpr int max_frames = 16;  // of a block; device.cpp asks for fewer
 
   A* sums;         // [panel of the group][pair][row tile][M0 ... M3][row][panel], or one tile's when the depth is one block
   A* transformed;  // [pair][V0 ... V3][row][c_block]
@@ -48,46 +80,13 @@ struct WinogradTask : RowTask<T, Tl> {
     const int64_t pairs = ceil_div(t1 - t0, 2);
     for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
       const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
-      for (int64_t r = 0; r < rows; ++r) transform(r, pairs, c0, depth);
+      for (int64_t r = 0; r < rows; ++r)
+        transform_source<T, W>(plan.source, n, p0 + r, t0 + plan.lead, plan.t_source, pairs, c0, depth, b.c_block, read,
+                               transformed + r * b.c_block, rows * b.c_block);
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t pair = 0; pair < pairs; ++pair) products(i, pair, c0, depth);
     }
     this->end();
-  }
-
-  // V0 ... V3 of every pair for one row; d2 and d3 of a pair are d0 and d1 of the next. Frames outside the clip are 0.
-  void transform(int64_t r, int64_t pairs, int64_t c0, int64_t depth) {
-    const A* frame[max_frames + 2];
-    const int64_t frames = 2 * pairs + 2, next = rows * b.c_block;
-    for (int64_t i = 0; i < frames; ++i) {
-      const int64_t f = t0 + plan.lead + i;
-      if (f >= 0 && f < plan.t_source && is_direct<T>(plan.source)) {
-        frame[i] = reinterpret_cast<const A*>(row_at<T>(plan.source.rows, n, f, p0 + r)) + c0;
-        continue;
-      }
-      A* to = read + i * b.c_block;
-      if (f >= 0 && f < plan.t_source) read_rows<T, W>(plan.source, n, f, p0 + r, 1, c0, depth, to, b.c_block);
-      else for (int64_t c = 0; c < depth; ++c) to[c] = 0;
-      frame[i] = to;
-    }
-    A* to = transformed + r * b.c_block;
-    for (int64_t pair = 0; pair < pairs; ++pair, to += 4 * next) {
-      const A *f0 = frame[2 * pair], *f1 = frame[2 * pair + 1], *f2 = frame[2 * pair + 2], *f3 = frame[2 * pair + 3];
-      int64_t c = 0;
-      for (; c + W <= depth; c += W) {
-        const V d0 = load<W>(f0 + c), d1 = load<W>(f1 + c), d2 = load<W>(f2 + c), d3 = load<W>(f3 + c);
-        store<W>(to + c, d0 - d2);
-        store<W>(to + next + c, d1 + d2);
-        store<W>(to + 2 * next + c, d2 - d1);
-        store<W>(to + 3 * next + c, d1 - d3);
-      }
-      for (; c < depth; ++c) {
-        to[c] = f0[c] - f2[c];
-        to[next + c] = f1[c] + f2[c];
-        to[2 * next + c] = f2[c] - f1[c];
-        to[3 * next + c] = f1[c] - f3[c];
-      }
-    }
   }
 
   // One panel of two frames, for one block of the depth.
