@@ -1,7 +1,8 @@
 """How an op is judged: the same call in float64 (exact), in PyTorch's own operators in the dtype of the test
 (stock), and on the op.
 
-An error is a relative L2 distance from exact. Ours may be at most twice that of stock.
+An error is a relative L2 distance from exact. Ours may be at most twice that of stock, or what rounding the exact
+result to its dtype may cost, where stock came closer than that by luck.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from slowfast_fast import ops, reference
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 CHANNELS_LAST = torch.channels_last_3d
-LAYOUTS = ("channels_last", "contiguous", "channel_slice", "time_slice", "batch_slice", "width_slice", "transposed")
+ROWS = ("channels_last", "channel_slice", "time_slice", "batch_slice", "width_slice")
+LAYOUTS = (*ROWS, "contiguous", "transposed")
 # Enough independent values that a ratio of two errors means something; a single value's may be 0 by luck.
 FEWEST_VALUES = 64
 
@@ -117,9 +119,10 @@ def assert_as_exact_as_pytorch(make: Callable[[], Call], layout: str = "channels
     judged: dict[str, Judgement] = {}
     while not judged or min(j.values for j in judged.values()) < FEWEST_VALUES:
         call = away_from_the_kink(make())
-        # PyTorch's convolution sums in another order for another layout: it is given the same one.
+        # PyTorch's operators sum in another order for another layout: they are given the one in which the op computes.
         same = call.to(layout=layout, device=device)
-        exact, ours, stock = call.run_exact(), same.run(), same.run_stock()
+        rows = same if layout in ROWS else call.to(layout="channels_last", device=device)
+        exact, ours, stock = call.run_exact(), same.run(), rows.run_stock()
         assert ours.keys() == exact.keys()
         for name, result in ours.items():
             assert result.shape == exact[name].shape, f"{name}: shape {result.shape}, expected {exact[name].shape}"
@@ -150,10 +153,9 @@ class Judgement:
 
     @property
     def allowed(self) -> float:
-        if self.eps == torch.finfo(torch.float64).eps:
-            # "Exact" is float64 itself, and has rounding errors of its own.
-            return max(4 * self.stock, 1e-24 * self.exact)
-        return 4 * self.stock if self.stock > 0 else (4 * self.eps) ** 2 * self.exact
+        # "Exact" is float64, and has rounding errors of its own.
+        rounding = 1e-12 if self.eps == torch.finfo(torch.float64).eps else self.eps / 2
+        return max(4 * self.stock, rounding**2 * self.exact)
 
     def __str__(self) -> str:
         ours, stock = (math.sqrt(error / self.exact) if self.exact else error for error in (self.ours, self.stock))

@@ -19,6 +19,7 @@ from op_testing import (
     CHANNELS_LAST,
     DTYPES,
     LAYOUTS,
+    ROWS,
     Call,
     assert_as_exact_as_pytorch,
     assert_dense,
@@ -200,7 +201,7 @@ def test_no_copy_of_rows(compiled_backend: str, monkeypatch: pytest.MonkeyPatch)
         return contiguous(self, *args, **kwargs)
 
     contiguous = Tensor.contiguous
-    for layout in ("channels_last", "channel_slice", "time_slice", "batch_slice", "width_slice"):
+    for layout in ROWS:
         call = random_call(Shape(), torch.float32).to(layout=layout, device=device_of(compiled_backend))
         with monkeypatch.context() as patch:
             patch.setattr(Tensor, "contiguous", refuse)
@@ -427,4 +428,4 @@ def test_layouts_are_what_they_say() -> None:
     for layout in LAYOUTS:
         laid_out = lay_out(x, layout)
         assert torch.equal(laid_out, x)
-        assert is_rows(laid_out) == (layout not in ("contiguous", "transposed")), layout
+        assert is_rows(laid_out) == (layout in ROWS), layout
