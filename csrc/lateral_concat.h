@@ -37,4 +37,10 @@ Normalised lateral_concat_bn(const Tensor& slow, const Tensor& fast, const Tenso
   return {out, raw, mean, invstd, unbiased_var};
 }
 
+template <class Device, class Library>
+void register_lateral_concat(Library& m) {
+  m.impl("lateral_concat", TORCH_BOX(&lateral_concat<Device>));
+  m.impl("lateral_concat_bn", TORCH_BOX(&lateral_concat_bn<Device>));
+}
+
 }  // namespace slowfast_fast

@@ -1,5 +1,7 @@
 // temporal_conv, its training form with BatchNorm, and their backwards, for any device that carries out primitives.h.
 #pragma once
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
 #include "checks.h"
@@ -141,6 +143,15 @@ void update_running_stats(std::optional<Tensor> running_mean, std::optional<Tens
   args.cumulative = !momentum;
   args.momentum = momentum.value_or(0.0);
   Device(mean).update_running(args);
+}
+
+template <class Device, class Library>
+void register_temporal_conv(Library& m) {
+  m.impl("temporal_conv", TORCH_BOX(&temporal_conv<Device>));
+  m.impl("temporal_conv_backward", TORCH_BOX(&temporal_conv_backward<Device>));
+  m.impl("temporal_conv_bn", TORCH_BOX(&temporal_conv_bn<Device>));
+  m.impl("temporal_conv_bn_backward", TORCH_BOX(&temporal_conv_bn_backward<Device>));
+  m.impl("update_running_stats", TORCH_BOX(&update_running_stats<Device>));
 }
 
 }  // namespace slowfast_fast

@@ -192,13 +192,14 @@ void finish_statistics(const ConvPlan& plan, const double* partial, const BatchS
     }
     count = total;
   }
+  // Without rows the statistics are 0, and nothing is normalised with them.
   with_accumulation(plan.dtype, [&](auto zero) {
     using A = decltype(zero);
     for (int64_t k = 0; k < plan.k; ++k) {
       const double m = m2[static_cast<size_t>(k)];
       static_cast<A*>(stats.mean)[k] = static_cast<A>(mean[static_cast<size_t>(k)]);
-      static_cast<A*>(stats.invstd)[k] = static_cast<A>(1 / std::sqrt(m / count + stats.eps));
-      static_cast<A*>(stats.unbiased_var)[k] = static_cast<A>(m / (count - 1));
+      static_cast<A*>(stats.invstd)[k] = static_cast<A>(1 / std::sqrt(m / std::max(count, 1.0) + stats.eps));
+      static_cast<A*>(stats.unbiased_var)[k] = static_cast<A>(m / std::max(count - 1, 1.0));
     }
   });
 }

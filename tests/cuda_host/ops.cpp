@@ -10,14 +10,8 @@
 #include "lateral_concat.h"
 
 STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
-  using namespace slowfast_fast;
-  m.impl("temporal_conv", TORCH_BOX(&temporal_conv<CudaHost>));
-  m.impl("temporal_conv_backward", TORCH_BOX(&temporal_conv_backward<CudaHost>));
-  m.impl("temporal_conv_bn", TORCH_BOX(&temporal_conv_bn<CudaHost>));
-  m.impl("temporal_conv_bn_backward", TORCH_BOX(&temporal_conv_bn_backward<CudaHost>));
-  m.impl("update_running_stats", TORCH_BOX(&update_running_stats<CudaHost>));
-  m.impl("lateral_concat", TORCH_BOX(&lateral_concat<CudaHost>));
-  m.impl("lateral_concat_bn", TORCH_BOX(&lateral_concat_bn<CudaHost>));
+  slowfast_fast::register_temporal_conv<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_lateral_concat<slowfast_fast::CudaHost>(m);
 }
 
 extern "C" {

@@ -34,7 +34,7 @@ struct SourceRow {
     if (raw && source.relu) {
       V z = centred(c, count) * vector(source.factor, c) + vector(source.beta, c);
       if (residual) z += load<W>(residual + c, count);
-      v = z <= V{} ? V{} : v;
+      v = stored<T, W>(z) <= V{} ? V{} : v;  // as the forward stored it
     }
     return v;
   }
