@@ -75,6 +75,15 @@ def device_of(backend: str) -> str:
     return devices[0] if devices else "cpu"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For networks and clips so small that a second thread has nothing to do but wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 M_PERTURB = -6  # mallopt: fill what malloc hands out with the complement of this byte, and what is freed with the byte
 
 

@@ -23,6 +23,8 @@ from slowfast_fast.nn.stem import create_res_basic_stem
 DTYPE = torch.float64
 TOLERANCE = 1e-6
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class RoIAlign(nn.Module):
     """Stands in for torchvision's where that is not installed: a bilinear sample in the middle of every output cell."""

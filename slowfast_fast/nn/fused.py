@@ -112,8 +112,7 @@ def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | Non
 def is_observed(module: nn.Module) -> bool:
     """Whether calling ``module`` does, or shows to someone, more than its class's ``forward``."""
     return bool(
-        has_global_hooks()
-        or module._forward_hooks
+        module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -156,8 +155,7 @@ def _batch_norm(norm: nn.BatchNorm3d, bias: Tensor | None) -> dict[str, Any]:
     mean = norm.running_mean if buffers else None
     counter = norm.num_batches_tracked if counts else None
     if bias is not None and mean is not None:
-        # norm(conv + bias) with fixed statistics is norm(conv) with the mean moved by -bias, taken in the accumulation
-        # dtype.
+        # norm(conv + bias) with fixed statistics is norm(conv) with the mean moved by -bias, in the accumulation dtype.
         wide = torch.promote_types(mean.dtype, torch.float32)
         mean = mean.to(wide) - bias.to(wide)
     return {

@@ -1,0 +1,81 @@
+"""A network small enough to try things on, fused and stock with the same weights, and what to compare of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import slowfast_fast
+from slowfast_fast.nn import fused as fused_rules
+from slowfast_fast.reference.slowfast import SlowFast
+
+SMALL: dict[str, Any] = {
+    "model_depth": 18,
+    "slowfast_channel_reduction_ratio": 4,
+    "stem_dim_outs": (16, 4),
+    "dropout_rate": 0.0,
+    "model_num_class": 7,
+    "head_pool_kernel_sizes": ((2, 1, 1), (8, 1, 1)),
+}
+# The laterals, and the temporal convolutions of res2..res5 (fast) and of res4 and res5 (slow).
+FUSED_SITES = 4 + 4 + 2
+if fused_rules.FUSE_POINTWISE:
+    # Of res2 and res3 (slow) the a convolutions, every c, and the shortcuts of res2: the others have a spatial stride.
+    FUSED_SITES += 2 + 8 + 2
+TOLERANCE = 1e-7  # float64; BatchNorm over few values amplifies rounding
+
+
+def clips(batch: int = 2, frames: int = 2, size: int = 32, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(batch, 3, t, size, size, dtype=dtype) for t in (frames, 4 * frames)]
+
+
+def pair(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
+    """The fused and the stock network with the same weights, gammas away from 0, in training mode."""
+    fused, stock = slowfast_fast.create_slowfast(**SMALL).to(dtype), SlowFast(**SMALL).to(dtype)
+    for parameter in fused.parameters():
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    stock.load_state_dict(fused.state_dict())
+    return fused, stock
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    return (torch.linalg.vector_norm(got - expected) / torch.linalg.vector_norm(expected).clamp_min(1e-12)).item()
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+
+
+def statistics(model: nn.Module) -> Tensor:
+    return torch.cat([buffer.double().flatten() for buffer in model.buffers()])
+
+
+def step(model: Callable[..., Tensor], x: list[Tensor]) -> Tensor:
+    logits = model(x)
+    F.cross_entropy(logits, torch.arange(len(logits)) % 7).backward()
+    return logits.detach()
+
+
+def assert_same_step(fused: nn.Module, stock: nn.Module, x: list[Tensor]) -> None:
+    """Logits, gradients and BatchNorm buffers of one step agree."""
+    assert distance(step(fused, x), step(stock, list(x))) < TOLERANCE
+    assert distance(gradients(fused), gradients(stock)) < TOLERANCE
+    assert distance(statistics(fused), statistics(stock)) < TOLERANCE
+
+
+def fused_sites(model: nn.Module, x: list[Tensor]) -> int:
+    return sum(row.backend != "torch" for row in slowfast_fast.explain(model, x, show=False).rows)
+
+
+def reasons(model: nn.Module, x: list[Tensor]) -> dict[str, str]:
+    """Why each module ran as itself, by its path."""
+    rows = slowfast_fast.explain(model, x, show=False).rows
+    return {row.modules[0]: row.reason for row in rows if row.backend == "torch"}
