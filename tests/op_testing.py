@@ -171,6 +171,56 @@ def assert_exact(call: Call, layout: str = "channels_last", device: str = "cpu")
         assert torch.equal(results[name].cpu(), expected), f"{name} is not the exact result rounded once"
 
 
+def assert_same_for_any_number_of_threads(call: Call) -> None:
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2, 3, 5, 1):
+            torch.set_num_threads(count)
+            runs.append(call.run())
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        for name, result in run.items():
+            assert torch.equal(result, runs[0][name]), name
+
+
+def assert_autocast(call: Call, dtype: torch.dtype, device: str) -> None:
+    """A float32 call under autocast is the call on activations and weight cast to ``dtype``, bit for bit: the vectors
+    are not cast, and gradients come back in float32."""
+    call = call.to(device=device)
+    with torch.autocast(device, dtype):
+        results = call.run(lambda **kwargs: getattr(ops, call.op)(**kwargs).float())
+    cast = {name: tensor.to(dtype) if tensor.dim() == 5 else tensor for name, tensor in call.tensors.items()}
+    expected = replace(call, tensors=cast, grad=call.grad.to(dtype)).run()
+    for name, result in results.items():
+        assert result.dtype == (torch.int64 if name == "num_batches_tracked" else torch.float32), name
+        assert torch.equal(result, expected[name].to(result.dtype)), name
+
+
+def assert_checkpoint(call: Call, use_reentrant: bool) -> None:
+    """Gradients are the same through a checkpoint, which runs the forward again."""
+    names = call.differentiable
+
+    def checkpointed(**kwargs: Any) -> Tensor:
+        rest = {name: value for name, value in kwargs.items() if name not in names}
+        return torch.utils.checkpoint.checkpoint(
+            lambda *tensors: getattr(ops, call.op)(**dict(zip(names, tensors, strict=True)), **rest),
+            *(kwargs[name] for name in names),
+            use_reentrant=use_reentrant,
+        )
+
+    def gradients(function: Callable[..., Tensor]) -> list[Tensor]:
+        tensors = {name: tensor.detach().clone() for name, tensor in call.tensors.items()}
+        for name in names:
+            tensors[name].requires_grad_()
+        function(**tensors, **call.options).backward(call.grad)
+        return [tensors[name].grad for name in names]
+
+    for name, ours, plain in zip(names, gradients(checkpointed), gradients(getattr(ops, call.op)), strict=True):
+        torch.testing.assert_close(ours, plain, msg=lambda message, n=name: f"{n}: {message}")
+
+
 def small_integers(*shape: int, dtype: torch.dtype) -> Tensor:
     """Integers of -2 to 2, half of them 0: their products and sums are exact in float32."""
     return (torch.randint(-2, 3, shape) * torch.randint(0, 2, shape)).to(dtype)

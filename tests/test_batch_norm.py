@@ -13,7 +13,18 @@ import torch
 from conftest import device_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_testing import CHANNELS_LAST, DTYPES, LAYOUTS, Call, assert_as_exact_as_pytorch, assert_dense, dtypes
+from op_testing import (
+    CHANNELS_LAST,
+    DTYPES,
+    LAYOUTS,
+    Call,
+    assert_as_exact_as_pytorch,
+    assert_autocast,
+    assert_checkpoint,
+    assert_dense,
+    assert_same_for_any_number_of_threads,
+    dtypes,
+)
 from torch import Tensor, nn
 
 import slowfast_fast
@@ -292,55 +303,20 @@ def test_training_step_between_evaluation_and_its_backward(compiled_backend: str
 
 @both
 def test_same_bits_for_any_number_of_threads(compiled_backend: str, shape: Shape) -> None:
-    call = bn_call(replace(shape, n=3, c=24, k=40, h=13, w=17), torch.float32).to(device=device_of(compiled_backend))
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 3, 5, 1):
-            torch.set_num_threads(count)
-            runs.append(call.run())
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        for name, result in run.items():
-            assert torch.equal(result, runs[0][name]), name
+    call = bn_call(replace(shape, n=3, c=24, k=40, h=13, w=17), torch.float32)
+    assert_same_for_any_number_of_threads(call.to(device=device_of(compiled_backend)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @both
 def test_autocast(backend: str, shape: Shape, dtype: torch.dtype) -> None:
-    call = bn_call(shape, torch.float32).to(device=device_of(backend))
-    with torch.autocast(device_of(backend), dtype):
-        results = call.run(lambda **kwargs: function(shape)(**kwargs).float())
-    cast = {name: t.to(dtype) if t.dim() == 5 else t for name, t in call.tensors.items()}
-    expected = replace(call, tensors=cast, grad=call.grad.to(dtype)).run()
-    for name, result in results.items():
-        assert torch.equal(result, expected[name].to(result.dtype)), name
+    assert_autocast(bn_call(shape, torch.float32), dtype, device_of(backend))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @both
 def test_checkpoint(backend: str, shape: Shape, use_reentrant: bool) -> None:
-    """Recomputation gives the same gradients. (It may count the batch again, as it does with a stock BatchNorm.)"""
-    call = bn_call(shape, torch.float32).to(device=device_of(backend))
-    names = call.differentiable
-
-    def gradients(checkpointed: bool) -> list[Tensor]:
-        tensors = [call.tensors[name].detach().clone().requires_grad_() for name in names]
-        buffers = {name: call.tensors[name].clone() for name in call.updated}
-
-        def run(*tensors: Tensor) -> Tensor:
-            return function(shape)(**dict(zip(names, tensors, strict=True)), **buffers, **call.options)
-
-        if checkpointed:
-            out = torch.utils.checkpoint.checkpoint(run, *tensors, use_reentrant=use_reentrant)
-        else:
-            out = run(*tensors)
-        out.backward(call.grad)
-        return [tensor.grad for tensor in tensors]
-
-    for gradient, of_plain in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(gradient, of_plain)
+    assert_checkpoint(bn_call(shape, torch.float32).to(device=device_of(backend)), use_reentrant)
 
 
 def test_raw_output_and_statistics(compiled_backend: str) -> None:

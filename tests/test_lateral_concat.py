@@ -18,8 +18,11 @@ from op_testing import (
     LAYOUTS,
     Call,
     assert_as_exact_as_pytorch,
+    assert_autocast,
+    assert_checkpoint,
     assert_dense,
     assert_exact,
+    assert_same_for_any_number_of_threads,
     dtypes,
     integer_scales,
     lay_out,
@@ -204,52 +207,17 @@ def test_double_backward_raises_by_name(compiled_backend: str) -> None:
 
 def test_same_bits_for_any_number_of_threads(compiled_backend: str) -> None:
     call = random_call(Shape(n=3, c_slow=24, c=8, k=16, t=4, h=15, w=17), torch.float32)
-    call = call.to(device=device_of(compiled_backend))
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 3, 5, 1):
-            torch.set_num_threads(count)
-            runs.append(call.run())
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        for name, result in run.items():
-            assert torch.equal(result, runs[0][name]), name
+    assert_same_for_any_number_of_threads(call.to(device=device_of(compiled_backend)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_autocast(backend: str, dtype: torch.dtype) -> None:
-    call = random_call(Shape(), torch.float32).to(device=device_of(backend))
-    with torch.autocast(device_of(backend), dtype):
-        results = call.run(lambda **kwargs: ops.lateral_concat(**kwargs).float())
-    cast = {name: t.to(dtype) if t.dim() == 5 else t for name, t in call.tensors.items()}
-    expected = replace(call, tensors=cast, grad=call.grad.to(dtype)).run()
-    assert torch.equal(results["output"], expected["output"].float())
-    for name in call.differentiable:
-        assert results[f"grad of {name}"].dtype == torch.float32
-        assert torch.equal(results[f"grad of {name}"], expected[f"grad of {name}"].float()), name
+    assert_autocast(random_call(Shape(), torch.float32), dtype, device_of(backend))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoint(backend: str, use_reentrant: bool) -> None:
-    call = integer_call(Shape(), torch.float32).to(device=device_of(backend))
-
-    def gradients(checkpointed: bool) -> list[Tensor]:
-        tensors = [t.detach().clone().requires_grad_() for t in call.tensors.values()]
-
-        def function(*tensors: Tensor) -> Tensor:
-            return ops.lateral_concat(*tensors, **call.options)
-
-        if checkpointed:
-            out = torch.utils.checkpoint.checkpoint(function, *tensors, use_reentrant=use_reentrant)
-        else:
-            out = function(*tensors)
-        out.backward(call.grad)
-        return [t.grad for t in tensors]
-
-    for ours, expected in zip(gradients(True), gradients(False), strict=True):
-        assert torch.equal(ours, expected)
+    assert_checkpoint(random_call(Shape(), torch.float32).to(device=device_of(backend)), use_reentrant)
 
 
 def test_reference_is_stock_modules() -> None:
