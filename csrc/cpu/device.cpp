@@ -114,6 +114,13 @@ bool use_winograd(const ConvShape& s, int64_t frames) {
   return s.kt == 3 && s.stride == 1 && s.dilation == 1 && frames >= 2 && s.c * s.k >= 1024 && s.c >= 16 && s.k >= 16;
 }
 
+// Frames are often a multiple of 4 KiB apart, so that the taps of one position compete for the same sets of L1. Up to four taps leave room for
+// the weights beside them; more of them evict a block of weights that is not small.
+bool must_gather(const ConvPlan& plan) {
+  const Blocking& b = plan.blocking;
+  return !plan.winograd && plan.kt > 4 && plan.kt * b.c_block * b.panel * static_cast<int64_t>(acc_size(plan.dtype)) > l1_weights / 2;
+}
+
 Blocking conv_blocking(const ConvPlan& plan) {
   const TileShape tile = kernels().tile(plan.dtype, plan.k);
   const int64_t size = static_cast<int64_t>(acc_size(plan.dtype)), panels = ceil_div(plan.k, tile.panel);
@@ -168,6 +175,7 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   plan.winograd = use_winograd(s, s.t_out);
   plan.lead = -s.padding;
   plan.blocking = conv_blocking(plan);
+  plan.gather = must_gather(plan);
   plan.residual = args.residual;
   plan.relu = args.relu;
   plan.y = args.y;
@@ -261,6 +269,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.winograd = use_winograd(s, s.t_in);
   plan.lead = s.padding - 2;
   plan.blocking = conv_blocking(plan);
+  plan.gather = must_gather(plan);
   plan.y = args.dx;
   run_conv(plan, args.weight, s.kt, s.c * s.kt, true, args.scale);
 }

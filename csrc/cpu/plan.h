@@ -38,6 +38,7 @@ struct ConvPlan {
   Dtype dtype;
   int64_t n, p, c, k, t_source, t, kt;
   Source source;
+  bool gather;  // copy the source block by block even where it could be read in place
   TapTable taps;
   const void* weight;  // packed: [panel][c block][tap, or 0 ... 3 of winograd][c][channel of the panel], zero-padded
   bool winograd;       // kernels/winograd.h: three taps, frame t summing source frames t + lead ... t + lead + 2

@@ -142,8 +142,9 @@ struct ConvTask : RowTask<T, Tl> {
     const Blocking& b = p.blocking;
     return align_up((p.c > b.c_block ? b.k_group * b.t_block * b.p_block : panel * Tl::MR) * sizeof(A));
   }
+  static bool in_place(const ConvPlan& p) { return is_direct<T>(p.source) && !p.gather; }
   static int64_t source_bytes(const ConvPlan& p) {
-    if (is_direct<T>(p.source)) return 0;
+    if (in_place(p)) return 0;
     int64_t frames = 0;
     for (int64_t t = 0; t < p.t; t += p.blocking.t_block) {
       int64_t from, to;
@@ -164,7 +165,7 @@ struct ConvTask : RowTask<T, Tl> {
     source_range(plan.taps, plan.t_source, t0, t1, &from, &to);
     for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
       const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
-      if (!is_direct<T>(plan.source))
+      if (!in_place(plan))
         for (int64_t f = from; f < to; ++f)
           read_rows<T, Tl::W>(plan.source, n, f, p0, rows, c0, depth, source + (f - from) * rows * b.c_block, b.c_block);
       for (int64_t i = 0; i < panels; ++i)
@@ -175,7 +176,7 @@ struct ConvTask : RowTask<T, Tl> {
 
   // One panel of one frame, for one block of the depth.
   void products(int64_t i, int64_t t, int64_t from, int64_t c0, int64_t depth) {
-    const bool direct = is_direct<T>(plan.source);
+    const bool direct = in_place(plan);
     const int64_t lda = direct ? plan.source.rows.stride_p : b.c_block;
     const A* weight = this->weights(i, c0, plan.kt);
     const Parts tiles(rows, Tl::MR);

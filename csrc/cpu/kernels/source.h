@@ -60,21 +60,33 @@ SFF_INLINE void source_range(const TapTable& taps, int64_t frames, int64_t t0, i
 template <typename T>
 SFF_INLINE bool is_direct(const Source& s) { return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data; }
 
+// One row of a block: value(c, count) for `depth` channels into to[c]; up to ld, 0 follows.
+template <typename A, int W, typename Value>
+SFF_INLINE void write_row(Value value, int64_t depth, A* to, int64_t ld) {
+  int64_t c = 0;
+  for (; c + W <= depth; c += W) store<W>(to + c, value(c, W));
+  if (c < depth) {
+    Vec<A, W> v = value(c, depth - c);
+    for (int l = 0; l < W; ++l) v[l] = l < depth - c ? v[l] : 0;
+    store<W>(to + c, v, ld - c);
+    c += W;
+  }
+  for (; c < ld; c += W) store<W>(to + c, Vec<A, W>{}, ld - c);
+}
+
 // Channels [c0, c0 + depth) of `rows` rows of a frame, into to[row * ld + c]; up to ld, 0 follows.
 template <typename T, int W>
 SFF_INLINE void read_rows(const Source& s, int64_t n, int64_t t, int64_t p0, int64_t rows, int64_t c0, int64_t depth, Acc<T>* to,
                           int64_t ld) {
+  if (!s.y.data && !s.raw.data) {
+    const T* from = row_at<T>(s.rows, n, t, p0) + c0;
+    for (int64_t i = 0; i < rows; ++i, to += ld, from += s.rows.stride_p)
+      write_row<Acc<T>, W>([&](int64_t c, int64_t count) { return load<W>(from + c, count); }, depth, to, ld);
+    return;
+  }
   for (int64_t i = 0; i < rows; ++i, to += ld) {
     const SourceRow<T, W> row(s, n, t, p0 + i);
-    int64_t c = 0;
-    for (; c + W <= depth; c += W) store<W>(to + c, row(c0 + c, W));
-    if (c < depth) {
-      Vec<Acc<T>, W> v = row(c0 + c, depth - c);
-      for (int l = 0; l < W; ++l) v[l] = l < depth - c ? v[l] : 0;
-      store<W>(to + c, v, ld - c);
-      c += W;
-    }
-    for (; c < ld; c += W) store<W>(to + c, Vec<Acc<T>, W>{}, ld - c);
+    write_row<Acc<T>, W>([&](int64_t c, int64_t count) { return row(c0 + c, count); }, depth, to, ld);
   }
 }
 
