@@ -1,7 +1,7 @@
 """SlowFast (Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019), as pytorchvideo builds it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ..nn.stage import create_res_stage
 from ..nn.stem import create_res_basic_stem
 
 Module = Callable[..., nn.Module]
-Size = Sequence[int]  # (T, H, W)
+Size = tuple[int, int, int]  # (T, H, W)
 
 STAGE_DEPTHS = {18: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -142,7 +142,7 @@ def create_slowfast(
         for pathway in range(pathways)
     ]
     dim_in = stem_dim_outs[0]
-    blocks = [
+    blocks: list[nn.Module] = [
         MultiPathWayWithFuse(
             multipathway_blocks=nn.ModuleList(stems),
             multipathway_fusion=fusion_builder(fusion_dim_in=dim_in, stage_idx=0),
@@ -278,8 +278,8 @@ def create_slowfast_with_roi_head(
 def _half(kernel: Size | Sequence[Size]) -> list[int] | list[list[int]]:
     """The padding that keeps the size: half of a kernel, or of each of several."""
     if isinstance(kernel[0], int):
-        return [size // 2 for size in kernel]
-    return [[size // 2 for size in sizes] for sizes in kernel]
+        return [size // 2 for size in cast(Size, kernel)]
+    return [[size // 2 for size in sizes] for sizes in cast(Sequence[Size], kernel)]
 
 
 def _check_widths(stem_dim_outs: Sequence[int], reductions: Sequence[int], fusion_ratio: float, stages: int) -> None:

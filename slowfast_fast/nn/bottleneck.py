@@ -93,7 +93,7 @@ class BottleneckBlock(nn.Module):
         self.conv_c = conv_c
         self.norm_c = norm_c
         if norm_c is not None:
-            norm_c.block_final_bn = True  # init_weights sets its gamma to 0
+            norm_c.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""

@@ -6,7 +6,8 @@ one layer's mode. An op stands in only where nobody could tell the difference; e
 ``explain()`` shows the reason.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +33,23 @@ def conv_norm_act(
         residual: added before ``act``; the shape of the result.
     """
     reason = _not_temporal(conv) or modules_needed(conv, norm, act)
-    with_norm = not _absent(norm)
     if recording():
-        _note(conv, norm, act, "temporal_conv_bn" if with_norm else "temporal_conv", reason)
+        _note("temporal_conv", conv, norm, act, reason)
     if reason is not None:
-        y = conv(x)
-        if norm is not None:
-            y = norm(y)
-        if residual is not None:
-            y = residual + y
-        return y if act is None else act(y)
-    geometry: dict[str, Any] = {
-        "stride": conv.stride[0],
-        "padding": conv.padding[0],
-        "dilation": conv.dilation[0],
-        "relu": not _absent(act),
-    }
-    if with_norm:
-        return ops.temporal_conv_bn(x, conv.weight, residual=residual, **_batch_norm(norm, conv.bias), **geometry)
-    return ops.temporal_conv(x, conv.weight, None, conv.bias, residual, **geometry)
+        return _call_modules(x, conv, norm, act, residual)
+    plain = cast(nn.Conv3d, conv)
+    return _call_op(
+        ops.temporal_conv,
+        ops.temporal_conv_bn,
+        (x, plain.weight),
+        plain,
+        norm,
+        residual=residual,
+        stride=plain.stride[0],
+        padding=plain.padding[0],
+        dilation=plain.dilation[0],
+        relu=not _absent(act),
+    )
 
 
 def conv_norm_act_concat(
@@ -64,20 +63,21 @@ def conv_norm_act_concat(
         conv, norm, act: as for ``conv_norm_act``.
     """
     reason = _not_lateral(conv) or modules_needed(conv, norm, act)
-    with_norm = not _absent(norm)
     if recording():
-        _note(conv, norm, act, "lateral_concat_bn" if with_norm else "lateral_concat", reason)
+        _note("lateral_concat", conv, norm, act, reason)
     if reason is not None:
-        y = conv(fast)
-        if norm is not None:
-            y = norm(y)
-        if act is not None:
-            y = act(y)
-        return torch.cat([slow, y], 1)
-    geometry: dict[str, Any] = {"alpha": conv.stride[0], "padding": conv.padding[0], "relu": not _absent(act)}
-    if with_norm:
-        return ops.lateral_concat_bn(slow, fast, conv.weight, **_batch_norm(norm, conv.bias), **geometry)
-    return ops.lateral_concat(slow, fast, conv.weight, None, conv.bias, **geometry)
+        return torch.cat([slow, _call_modules(fast, conv, norm, act)], 1)
+    plain = cast(nn.Conv3d, conv)
+    return _call_op(
+        ops.lateral_concat,
+        ops.lateral_concat_bn,
+        (slow, fast, plain.weight),
+        plain,
+        norm,
+        alpha=plain.stride[0],
+        padding=plain.padding[0],
+        relu=not _absent(act),
+    )
 
 
 def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> str | None:
@@ -94,7 +94,7 @@ def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | Non
         return f"{conv.groups} groups"
     if conv.padding_mode != "zeros":
         return f"padding mode {conv.padding_mode}"
-    if not _absent(norm):
+    if norm is not None and not _absent(norm):
         if type(norm) is not nn.BatchNorm3d:
             return f"{type(norm).__name__} is not a plain BatchNorm3d"
         if conv.bias is not None and (norm.training or norm.running_mean is None):
@@ -148,6 +148,31 @@ def _not_lateral(conv: nn.Module) -> str | None:
     return None
 
 
+def _call_modules(
+    x: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, residual: Tensor | None = None
+) -> Tensor:
+    x = conv(x)
+    if norm is not None:
+        x = norm(x)
+    if residual is not None:
+        x = residual + x
+    return x if act is None else act(x)
+
+
+def _call_op(
+    op: Callable[..., Tensor],
+    op_bn: Callable[..., Tensor],
+    tensors: tuple[Tensor, ...],
+    conv: nn.Conv3d,
+    norm: nn.Module | None,
+    **arguments: Any,
+) -> Tensor:
+    """``op`` without a norm, ``op_bn`` with one."""
+    if norm is None or _absent(norm):
+        return op(*tensors, shift=conv.bias, **arguments)
+    return op_bn(*tensors, **_batch_norm(cast(nn.BatchNorm3d, norm), conv.bias), **arguments)
+
+
 def _batch_norm(norm: nn.BatchNorm3d, bias: Tensor | None) -> dict[str, Any]:
     """The arguments of a ``*_bn`` op that make it compute what ``norm.forward`` would compute now."""
     counts = norm.training and norm.track_running_stats
@@ -171,5 +196,9 @@ def _batch_norm(norm: nn.BatchNorm3d, bias: Tensor | None) -> dict[str, Any]:
     }
 
 
-def _note(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, op: str, reason: str | None) -> None:
-    note((conv, norm, act), None if reason else op, reason or "")
+def _note(op: str, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, reason: str | None) -> None:
+    """Tells explain() what comes next: an op, or for a reason the modules."""
+    if reason is not None:
+        note((conv, norm, act), None, reason)
+    else:
+        note((conv, norm, act), op if _absent(norm) else f"{op}_bn")

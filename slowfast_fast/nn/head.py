@@ -11,7 +11,7 @@ def create_res_basic_head(
     in_features: int,
     out_features: int,
     pool: Callable[..., nn.Module] | None = nn.AvgPool3d,
-    output_size: int | Sequence[int] = (1, 1, 1),
+    output_size: int | tuple[int, ...] = (1, 1, 1),
     pool_kernel_size: Sequence[int] = (1, 7, 7),
     pool_stride: Sequence[int] = (1, 1, 1),
     pool_padding: Sequence[int] = (0, 0, 0),
@@ -32,7 +32,7 @@ def create_res_basic_head(
     return ResNetBasicHead(
         proj=nn.Linear(in_features, out_features),
         activation=_make_activation(activation),
-        pool=make_pool(pool, output_size, pool_kernel_size, pool_stride, pool_padding),
+        pool=None if pool is None else make_pool(pool, output_size, pool_kernel_size, pool_stride, pool_padding),
         dropout=nn.Dropout(dropout_rate) if dropout_rate > 0 else None,
         output_pool=nn.AdaptiveAvgPool3d(1) if output_with_global_average else None,
     )
@@ -59,7 +59,7 @@ def create_res_roi_pooling_head(
     sampling_ratio: int = 0,
     roi: Callable[..., nn.Module] = roi_align,
     pool: Callable[..., nn.Module] | None = nn.AvgPool3d,
-    output_size: int | Sequence[int] = (1, 1, 1),
+    output_size: int | tuple[int, ...] = (1, 1, 1),
     pool_kernel_size: Sequence[int] = (1, 7, 7),
     pool_stride: Sequence[int] = (1, 1, 1),
     pool_padding: Sequence[int] = (0, 0, 0),
@@ -84,7 +84,7 @@ def create_res_roi_pooling_head(
     return ResNetRoIHead(
         proj=nn.Linear(in_features, out_features),
         activation=_make_activation(activation),
-        pool=make_pool(pool, output_size, pool_kernel_size, pool_stride, pool_padding),
+        pool=None if pool is None else make_pool(pool, output_size, pool_kernel_size, pool_stride, pool_padding),
         pool_spatial=pool_spatial(resolution, stride=1) if pool_spatial else None,
         roi_layer=roi(output_size=resolution, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio),
         dropout=nn.Dropout(dropout_rate) if dropout_rate > 0 else None,
@@ -179,15 +179,13 @@ def _make_activation(activation: Callable[..., nn.Module] | None) -> nn.Module |
 
 
 def make_pool(
-    pool: Callable[..., nn.Module] | None,
-    output_size: int | Sequence[int],
+    pool: Callable[..., nn.Module],
+    output_size: int | tuple[int, ...],
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
-) -> nn.Module | None:
+) -> nn.Module:
     """``nn.AdaptiveAvgPool3d`` from ``output_size``, any other pool from kernel size, stride and padding (T, H, W)."""
-    if pool is None:
-        return None
     if pool is nn.AdaptiveAvgPool3d:
         return pool(output_size)
     return pool(kernel_size=kernel_size, stride=stride, padding=padding)

@@ -43,8 +43,8 @@ class FastToSlowFusionBuilder:
         self,
         slowfast_channel_reduction_ratio: int,
         conv_fusion_channel_ratio: float,
-        conv_kernel_size: Sequence[int],
-        conv_stride: Sequence[int],
+        conv_kernel_size: tuple[int, int, int],
+        conv_stride: tuple[int, int, int],
         norm: Callable[..., nn.Module] | None = nn.BatchNorm3d,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
@@ -65,15 +65,16 @@ class FastToSlowFusionBuilder:
         """The connection after stage ``stage_idx`` (0: the stem), whose slow pathway has ``fusion_dim_in`` channels."""
         if stage_idx > self.max_stage_idx:
             return nn.Identity()
+        kt, kh, kw = self.conv_kernel_size
         fast_channels = fusion_dim_in // self.slowfast_channel_reduction_ratio
         channels = int(fast_channels * self.conv_fusion_channel_ratio)
         return FuseFastToSlow(
             conv_fast_to_slow=nn.Conv3d(
                 fast_channels,
                 channels,
-                kernel_size=self.conv_kernel_size,
+                kernel_size=(kt, kh, kw),
                 stride=self.conv_stride,
-                padding=[size // 2 for size in self.conv_kernel_size],
+                padding=(kt // 2, kh // 2, kw // 2),
                 bias=False,
             ),
             norm=None

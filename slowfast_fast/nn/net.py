@@ -1,6 +1,7 @@
 """How blocks form a network: several pathways side by side, their fusion, and blocks in a row."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +77,10 @@ class Net(nn.Module):
 
     def forward(self, x: Sequence[Tensor] | Tensor) -> Tensor:
         """What the first block takes -> what the last one gives. For SlowFast: [slow, fast] -> (N, classes)."""
+        out: Any = x
         for block in self.blocks:
-            x = block(x)
-        return x
+            out = block(out)
+        return out
 
 
 class DetectionBBoxNetwork(nn.Module):

@@ -1,8 +1,7 @@
 """Residual blocks, and the stages that they form."""
 
 from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -36,13 +35,15 @@ def create_res_block(
     and dilation.
     """
     # Plain ints: torch.compile cannot trace a whole model whose convolutions hold numpy ones.
-    stride = tuple(int(a) * int(b) for a, b in zip(conv_a_stride, conv_b_stride, strict=True))
-    projects = dim_in != dim_out or prod(stride) != 1
+    t, h, w = (int(a) * int(b) for a, b in zip(conv_a_stride, conv_b_stride, strict=True))
+    projects = dim_in != dim_out or t * h * w != 1
     branch1_norm = (
         norm(num_features=dim_out, eps=norm_eps, momentum=norm_momentum) if projects and norm is not None else None
     )
     return ResBlock(
-        branch1_conv=nn.Conv3d(dim_in, dim_out, kernel_size=(1, 1, 1), stride=stride, bias=False) if projects else None,
+        branch1_conv=nn.Conv3d(dim_in, dim_out, kernel_size=(1, 1, 1), stride=(t, h, w), bias=False)
+        if projects
+        else None,
         branch1_norm=branch1_norm,
         branch2=bottleneck(
             dim_in=dim_in,
@@ -147,5 +148,5 @@ class ResStage(nn.Module):
 
 def _per_block(sizes: Sequence[int] | Sequence[Sequence[int]], depth: int) -> list[Sequence[int]]:
     """(T, H, W) for each of ``depth`` blocks, from one for all or a sequence to repeat."""
-    cycle = [sizes] if isinstance(sizes[0], int) else list(sizes)
+    cycle = cast(Sequence[Sequence[int]], [sizes] if isinstance(sizes[0], int) else sizes)
     return [cycle[index % len(cycle)] for index in range(depth)]

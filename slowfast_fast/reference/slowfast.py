@@ -4,10 +4,12 @@ For reading, and for judging the fused network against; it knows the keywords th
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Size = tuple[int, int, int]  # (T, H, W)
 DEPTHS = {18: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 KERNELS_A = (((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 1)), ((3, 1, 1),) * 4)
 
@@ -15,9 +17,10 @@ KERNELS_A = (((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 1)), ((3, 1, 1),) * 4)
 class Stem(nn.Module):
     """conv 1x7x7 or 5x7x7, norm, activation, max pool 1x3x3; both with spatial stride 2."""
 
-    def __init__(self, dim_out: int, kernel: Sequence[int], norm: Callable, activation: Callable) -> None:
+    def __init__(self, dim_out: int, kernel: Size, norm: Callable, activation: Callable) -> None:
         super().__init__()
-        padding = [size // 2 for size in kernel]
+        kt, kh, kw = kernel
+        padding = (kt // 2, kh // 2, kw // 2)
         self.conv = nn.Conv3d(3, dim_out, kernel, stride=(1, 2, 2), padding=padding, bias=False)
         self.norm = norm(dim_out)
         self.activation = activation()
@@ -59,7 +62,7 @@ class ResBlock(nn.Module):
         self, dim_in: int, dim_inner: int, dim_out: int, kt: int, stride: int, norm: Callable, activation: Callable
     ) -> None:
         super().__init__()
-        self.branch1_conv = self.branch1_norm = None
+        self.branch1_conv: nn.Module | None = None
         if dim_in != dim_out or stride != 1:
             self.branch1_conv = nn.Conv3d(dim_in, dim_out, 1, stride=(1, stride, stride), bias=False)
             self.branch1_norm = norm(dim_out)
@@ -91,13 +94,14 @@ class Lateral(nn.Module):
         self,
         dim_in: int,
         dim_out: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
+        kernel: Size,
+        stride: Size,
         norm: Callable,
         activation: Callable,
     ) -> None:
         super().__init__()
-        padding = [size // 2 for size in kernel]
+        kt, kh, kw = kernel
+        padding = (kt // 2, kh // 2, kw // 2)
         self.conv_fast_to_slow = nn.Conv3d(dim_in, dim_out, kernel, stride=stride, padding=padding, bias=False)
         self.norm = norm(dim_out)
         self.activation = activation()
@@ -110,7 +114,7 @@ class Lateral(nn.Module):
 class MultiPathway(nn.Module):
     """One block for each pathway, then the lateral connection."""
 
-    def __init__(self, blocks: list[nn.Module], fusion: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], fusion: nn.Module) -> None:
         super().__init__()
         self.multipathway_blocks = nn.ModuleList(blocks)
         self.multipathway_fusion = fusion
@@ -124,7 +128,7 @@ class MultiPathway(nn.Module):
 class PoolConcat(nn.Module):
     """Average pools with stride 1, and the pathways' channels side by side."""
 
-    def __init__(self, kernels: Sequence[Sequence[int]]) -> None:
+    def __init__(self, kernels: Sequence[Size]) -> None:
         super().__init__()
         self.pool = nn.ModuleList(nn.AvgPool3d(kernel, stride=1) for kernel in kernels)
 
@@ -154,13 +158,13 @@ class SlowFast(nn.Module):
         model_num_class: int = 400,
         slowfast_channel_reduction_ratio: int = 8,
         slowfast_conv_channel_fusion_ratio: int = 2,
-        slowfast_fusion_conv_kernel_size: Sequence[int] = (7, 1, 1),
-        slowfast_fusion_conv_stride: Sequence[int] = (4, 1, 1),
+        slowfast_fusion_conv_kernel_size: Size = (7, 1, 1),
+        slowfast_fusion_conv_stride: Size = (4, 1, 1),
         stem_dim_outs: Sequence[int] = (64, 8),
-        stem_conv_kernel_sizes: Sequence[Sequence[int]] = ((1, 7, 7), (5, 7, 7)),
-        stage_conv_a_kernel_sizes: Sequence[Sequence[Sequence[int]]] = KERNELS_A,
+        stem_conv_kernel_sizes: Sequence[Size] = ((1, 7, 7), (5, 7, 7)),
+        stage_conv_a_kernel_sizes: Sequence[Sequence[Size]] = KERNELS_A,
         stage_spatial_strides: Sequence[Sequence[int]] = ((1, 2, 2, 2), (1, 2, 2, 2)),
-        head_pool_kernel_sizes: Sequence[Sequence[int]] = ((8, 7, 7), (32, 7, 7)),
+        head_pool_kernel_sizes: Sequence[Size] = ((8, 7, 7), (32, 7, 7)),
         dropout_rate: float = 0.5,
         norm: Callable[[int], nn.Module] = nn.BatchNorm3d,
         activation: Callable[[], nn.Module] = nn.ReLU,
@@ -194,6 +198,7 @@ class SlowFast(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: list[Tensor]) -> Tensor:
+        out: Any = x
         for block in self.blocks:
-            x = block(x)
-        return x
+            out = block(out)
+        return out
