@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import slowfast_fast
 from slowfast_fast import ops
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
 Shape = temporal.Shape | lateral.Shape
 # Statistics of few values are ill-conditioned, in PyTorch too: gradients are judged where there are twelve or more.

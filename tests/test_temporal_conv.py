@@ -37,7 +37,7 @@ from torch import Tensor
 import slowfast_fast
 from slowfast_fast import ops, reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
 
 @dataclass(frozen=True)
