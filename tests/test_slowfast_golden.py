@@ -18,6 +18,8 @@ from torch import nn
 import slowfast_fast
 from slowfast_fast.reference.slowfast import SlowFast
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = Path(__file__).parent / "golden"
 INDEX: dict[str, Any] = json.loads((GOLDEN / "index.json").read_text())
 NETWORKS = {"reference network": SlowFast, "fused": slowfast_fast.create_slowfast}
