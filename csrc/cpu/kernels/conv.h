@@ -198,8 +198,17 @@ struct ConvTask : RowTask<T, Tl> {
         table<Tl>.products[m - 1](taps, pa, pb, lda, depth, out, accumulate);
         accumulate = true;
       } while (e < end);
+      if (direct && i == 0 && t + 1 < t1) prefetch(plan.taps.first[t + 2] - 1, r0, m, c0, depth);
       if (c0 + depth == plan.c) this->finish(out, i, t, r0, m);
     }
+  }
+
+  // The rows that the next frame's tile will read first. Hardware follows a frame's rows but not the step from frame to frame.
+  void prefetch(int64_t entry, int64_t r0, int64_t m, int64_t c0, int64_t depth) const {
+    if (entry < 0) return;
+    const T* row = row_at<T>(plan.source.rows, n, plan.taps.frame[entry], p0 + r0) + c0;
+    for (int64_t i = 0; i < m; ++i, row += plan.source.rows.stride_p)
+      for (int64_t c = 0; c < depth; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + c);
   }
 };
 
