@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
 from collections.abc import Mapping
@@ -136,26 +137,29 @@ def test_float64(name: str, network: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", INDEX)
 def test_float32_errs_at_most_twice_as_much_as_stock(name: str) -> None:
-    x = inputs(name, torch.float32)
-    model = build(name, "fused", torch.float32)
-    with slowfast_fast.backend("cpu"):
-        assert relative(eval_logits(model, x), golden(name)["eval_logits"]) < 1e-5
-        fused = errors(training_step(model, x), golden(name))
-    # Of a single number the rounding error is a matter of luck. So the loss is judged by those against all labels, and
-    # itself only by how far stock's was off when the files were recorded.
-    assert fused.pop("loss") < 2e-5
-    stock = [
-        errors(
-            training_step(
-                build(name, "reference network", torch.float32), [t.contiguous(memory_format=layout) for t in x]
-            ),
-            golden(name),
-        )
-        for layout in (torch.contiguous_format, torch.channels_last_3d)
-    ]
-    allowed = {quantity: 2 * max(run[quantity] for run in stock) for quantity in fused}
-    too_large = {quantity: (error, allowed[quantity]) for quantity, error in fused.items() if error > allowed[quantity]}
-    print(
-        "error over twice stock's:", {quantity: f"{error / allowed[quantity]:.2f}" for quantity, error in fused.items()}
-    )
-    assert not too_large
+    fused, stock = (build(name, network, torch.float32) for network in ("fused", "reference network"))
+    exact = inputs(name, torch.float64)
+    # A rounding error that flips one ReLU of the last stages moves all gradients before it by a thousandth, so that a
+    # single run is a matter of luck. Each network gets several, from clips rounded to float32 one way and another,
+    # and stock gets them in both memory layouts: our usual error is held against the largest of stock's own.
+    runs: dict[str, list[dict[str, float]]] = {"fused": [], "stock": []}
+    for noise in (0.0, 0.5, 0.5):
+        half_units = [1 + noise * 2**-23 * (2 * torch.rand_like(clip) - 1) for clip in exact]
+        x = [(clip * factor).float() for clip, factor in zip(exact, half_units, strict=True)]
+        with slowfast_fast.backend("cpu"):
+            model = copy.deepcopy(fused)
+            assert relative(eval_logits(model, x), golden(name)["eval_logits"]) < 1e-5
+            runs["fused"].append(errors(training_step(model, x), golden(name)))
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            laid_out = [clip.contiguous(memory_format=layout) for clip in x]
+            runs["stock"].append(errors(training_step(copy.deepcopy(stock), laid_out), golden(name)))
+    # So is a single number. The loss is judged by those against all labels, and itself only by how far stock was off
+    # when the files were recorded.
+    assert all(run["loss"] < 2e-5 for run in runs["fused"])
+    ratios = {
+        quantity: np.median([run[quantity] for run in runs["fused"]]) / max(run[quantity] for run in runs["stock"])
+        for quantity in runs["fused"][0]
+        if quantity != "loss"
+    }
+    print({quantity: f"{ratio:.2f}" for quantity, ratio in ratios.items()})
+    assert not {quantity: ratio for quantity, ratio in ratios.items() if not ratio <= 2}
