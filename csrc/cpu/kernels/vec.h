@@ -10,9 +10,6 @@
 
 #define SFF_INLINE inline __attribute__((always_inline))
 
-// Vectors wider than the machine's registers are passed between inlined functions only: no calling convention is at stake.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 namespace slowfast_fast::cpu::SFF_ISA {
 
 struct Half { uint16_t bits; };
