@@ -94,7 +94,7 @@ def agree(got: Tensor, expected: Tensor, what: str) -> None:
 def pass_plain_gradients(model: nn.Module) -> None:
     """Makes what the pools hand back dense in the order of dimensions.
 
-    PyTorch's BatchNorm (2.13, CPU) returns a wrong gradient, silently, when its input is NCDHW and the gradient given is
+    PyTorch's BatchNorm (2.13, CPU) returns a wrong gradient, silently, when its input is NCDHW and the gradient is
     channels_last_3d but for the stride of a dimension of size 1. Pools over a width of 1 make such gradients, and stock
     hands them to its last norms.
     """
