@@ -3,13 +3,14 @@ before it is handed out, and the backends as parameters."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-import hypothesis
 import pytest
 import torch
 
@@ -19,15 +20,26 @@ from slowfast_fast.backend import BACKENDS, can_run
 SEED_VARIABLE = "SLOWFAST_FAST_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
 
-# Compiling and instrumented code take long for one example, and how long says nothing about the code.
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("default")
+try:
+    import hypothesis
+except ImportError:  # the tests that draw their cases are skipped, and say so
+    pass
+else:
+    # Compiling and instrumented code take long for one example, and how long says nothing about the code.
+    hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "no_sanitizer: cannot run with instrumented kernels (torch.compile, new processes)"
     )
+    config.addinivalue_line("markers", "gpu: runs on a CUDA device, and is skipped without one")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 def pytest_report_header() -> str:
@@ -42,37 +54,57 @@ def seed(request: pytest.FixtureRequest) -> int:
     return value
 
 
-@pytest.fixture(params=[name for name, b in BACKENDS.items() if b.library is not None])
-def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend with kernels of its own in turn, otherwise as `backend`."""
-    with _forced(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend in turn, forced; the test runs on the device that `device_of` gives for it. A backend is skipped
-    only where this
-    machine lacks its device: one that should run here and cannot fails."""
-    with _forced(request.param):
-        yield request.param
-
-
-def _forced(name: str) -> slowfast_fast.backend:
-    device = device_of(name)
-    if device != "cpu":
-        if not torch.cuda.is_available():
-            pytest.skip(f"the {name} backend needs a {device} device")
-        why_not = can_run(name, "temporal_conv", torch.empty(1, device=device))
-        if why_not is not None:
-            pytest.skip(why_not)
-    return slowfast_fast.backend(name)
-
-
 def device_of(backend: str) -> str:
     """The device on which a backend is tested."""
     devices = BACKENDS[backend].devices
     return devices[0] if devices else "cpu"
+
+
+def _parameters(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.gpu] if device_of(name) == "cuda" else []) for name in names]
+
+
+@pytest.fixture(params=_parameters(name for name, b in BACKENDS.items() if b.library is not None))
+def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend with kernels of its own in turn, otherwise as `backend`."""
+    with _forced(request):
+        yield request.param
+
+
+@pytest.fixture(params=_parameters(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn, forced; the test runs on the device that `device_of` gives for it. A backend is skipped
+    only where this machine lacks its device or its compiler, and for a dtype that it never takes."""
+    with _forced(request):
+        yield request.param
+
+
+@contextlib.contextmanager
+def _forced(request: pytest.FixtureRequest) -> Iterator[None]:
+    name, dtypes = request.param, BACKENDS[request.param].dtypes
+    dtype = request.node.callspec.params.get("dtype")
+    if dtypes and dtype is not None and dtype not in dtypes:
+        pytest.skip(f"{dtype} is not for the {name} backend")
+    why_not = can_run(name, "temporal_conv", torch.empty(1, device=device_of(name)))
+    if why_not is not None:
+        assert device_of(name) != "cpu", why_not
+        pytest.skip(why_not)
+    with slowfast_fast.backend(name), tf32(False):
+        yield
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 convolutions and products on a GPU, PyTorch's and ours, may round their factors to TF32."""
+    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [setting.allow_tf32 for setting in settings]
+    try:
+        for setting in settings:
+            setting.allow_tf32 = allowed
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
 
 
 @pytest.fixture

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import device_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from op_testing import (
-    DTYPES,
     LAYOUTS,
     Call,
     assert_as_exact_as_pytorch,
@@ -30,7 +27,6 @@ from op_testing import (
 )
 from torch import Tensor
 
-import slowfast_fast
 from slowfast_fast import ops, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
@@ -235,39 +231,6 @@ def test_reference_is_stock_modules() -> None:
         stock = torch.cat([tensors["slow"], norm(conv(tensors["fast"])).relu()], 1)
         ours = reference.lateral_concat(**tensors, **shape.options)
     torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
-
-
-@st.composite
-def drawn_shapes(draw: st.DrawFn) -> Shape:
-    kt, alpha, t = draw(st.integers(1, 7)), draw(st.sampled_from((1, 2, 3, 4, 8))), draw(st.integers(1, 4))
-    padding = draw(st.integers(0, 5).filter(lambda p: (t - 1) * alpha + kt - 2 * p >= 1))
-    small = st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 33]))
-    return Shape(
-        n=draw(st.integers(0, 3)),
-        c_slow=draw(small),
-        c=draw(small),
-        k=draw(small),
-        t=t,
-        h=draw(st.integers(1, 5)),
-        w=draw(st.integers(1, 5)),
-        kt=kt,
-        alpha=alpha,
-        padding=padding,
-        surplus=draw(st.integers(0, alpha - 1)),
-    )
-
-
-@given(
-    shape=drawn_shapes(),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS),
-    absent=st.sets(st.sampled_from(("scale", "shift"))),
-    relu=st.booleans(),
-)
-@settings(max_examples=100)
-def test_any_configuration(shape: Shape, dtype: torch.dtype, layout: str, absent: set[str], relu: bool) -> None:
-    with slowfast_fast.backend("cpu"):
-        assert_exact(integer_call(shape, dtype, *absent, relu=relu), layout)
 
 
 def zeros(*shape: int, **kwargs: Any) -> Tensor:

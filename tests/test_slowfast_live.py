@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import slowfast_fast
 from slowfast_fast.nn.head import create_res_roi_pooling_head
 from slowfast_fast.nn.stem import create_res_basic_stem
+
+pytest.importorskip("hypothesis", reason="configurations are drawn by hypothesis, which is not installed")
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 # float64, so that a difference is one of arithmetic. BatchNorm over the few values of tiny clips amplifies rounding.
 DTYPE = torch.float64

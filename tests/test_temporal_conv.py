@@ -13,11 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import device_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from op_testing import (
     CHANNELS_LAST,
-    DTYPES,
     LAYOUTS,
     ROWS,
     Call,
@@ -288,40 +285,6 @@ def test_reference_is_stock_modules(seed: int) -> None:
             **call.tensors, scale=scale, shift=norm.bias - norm.running_mean * scale, **call.options
         )
     torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
-
-
-sizes = st.one_of(st.integers(1, 9), st.sampled_from([16, 17, 31, 33]))
-
-
-@st.composite
-def drawn_shapes(draw: st.DrawFn) -> Shape:
-    kt, dilation, padding = draw(st.integers(1, 7)), draw(st.integers(1, 3)), draw(st.integers(0, 6))
-    shortest = max(1, dilation * (kt - 1) + 1 - 2 * padding)
-    return Shape(
-        n=draw(st.integers(0, 3)),
-        c=draw(sizes),
-        k=draw(sizes),
-        t=draw(st.integers(shortest, shortest + 9)),
-        h=draw(st.integers(1, 6)),
-        w=draw(st.integers(1, 6)),
-        kt=kt,
-        stride=draw(st.integers(1, 5)),
-        padding=padding,
-        dilation=dilation,
-    )
-
-
-@given(
-    shape=drawn_shapes(),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS),
-    absent=st.sets(st.sampled_from(("scale", "shift", "residual"))),
-    relu=st.booleans(),
-)
-@settings(max_examples=150)
-def test_any_configuration(shape: Shape, dtype: torch.dtype, layout: str, absent: set[str], relu: bool) -> None:
-    with slowfast_fast.backend("cpu"):
-        assert_exact(integer_call(shape, dtype, *absent, relu=relu), layout)
 
 
 def zeros(*shape: int, **kwargs: Any) -> Tensor:
