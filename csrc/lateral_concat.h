@@ -19,21 +19,23 @@ Tensor concat_buffer(const Tensor& slow, const Tensor& fast, const ConvShape& s)
 
 template <class Device>
 Tensor lateral_concat(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& scale,
-                      const OptionalTensor& shift, int64_t alpha, int64_t padding, bool relu) {
+                      const OptionalTensor& shift, int64_t alpha, int64_t padding, bool relu, bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
   Tensor out = concat_buffer<Device>(slow, fast, s);
-  Device(fast).forward({s, dtype_of(fast, "fast"), rows(fast, "fast"), weight.data_ptr(), vector(scale, fast, s.k, "scale"),
-                        vector(shift, fast, s.k, "shift"), {}, relu, channel_slice(out, slow.size(1))});
+  Device(fast).forward({s, dtype_of(fast, "fast"), tf32, rows(fast, "fast"), weight.data_ptr(),
+                        vector(scale, fast, s.k, "scale"), vector(shift, fast, s.k, "shift"), {}, relu,
+                        channel_slice(out, slow.size(1))});
   return out;
 }
 
 template <class Device>
 Normalised lateral_concat_bn(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& gamma,
-                             const OptionalTensor& beta, int64_t alpha, int64_t padding, double eps, bool relu) {
+                             const OptionalTensor& beta, int64_t alpha, int64_t padding, double eps, bool relu,
+                             bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
   Tensor out = concat_buffer<Device>(slow, fast, s);
   auto [raw, mean, invstd, unbiased_var] =
-      conv_normalised<Device>(fast, weight, s, gamma, beta, {}, eps, relu, channel_slice(out, slow.size(1)));
+      conv_normalised<Device>(fast, weight, s, gamma, beta, {}, eps, relu, tf32, channel_slice(out, slow.size(1)));
   return {out, raw, mean, invstd, unbiased_var};
 }
 

@@ -5,28 +5,28 @@
 STABLE_TORCH_LIBRARY(slowfast_fast, m) {
   m.def(
       "temporal_conv(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, Tensor? residual, "
-      "int stride, int padding, int dilation, bool relu) -> Tensor");
+      "int stride, int padding, int dilation, bool relu, bool tf32) -> Tensor");
   m.def(
       "temporal_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? scale, Tensor? y, "
       "int stride, int padding, int dilation, "
-      "bool need_x, bool need_weight, bool need_scale, bool need_shift, bool need_residual) "
+      "bool need_x, bool need_weight, bool need_scale, bool need_shift, bool need_residual, bool tf32) "
       "-> (Tensor dx, Tensor dweight, Tensor dscale, Tensor dshift, Tensor dresidual)");
   m.def(
       "temporal_conv_bn(Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, Tensor? residual, "
-      "int stride, int padding, int dilation, float eps, bool relu) "
+      "int stride, int padding, int dilation, float eps, bool relu, bool tf32) "
       "-> (Tensor y, Tensor raw, Tensor mean, Tensor invstd, Tensor unbiased_var)");
   m.def(
       "temporal_conv_bn_backward(Tensor grad, Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, "
       "Tensor? residual, Tensor raw, Tensor mean, Tensor invstd, "
       "int stride, int padding, int dilation, bool relu, "
-      "bool need_x, bool need_weight, bool need_gamma, bool need_beta, bool need_residual) "
+      "bool need_x, bool need_weight, bool need_gamma, bool need_beta, bool need_residual, bool tf32) "
       "-> (Tensor dx, Tensor dweight, Tensor dgamma, Tensor dbeta, Tensor dresidual)");
   m.def(
       "lateral_concat(Tensor slow, Tensor fast, Tensor weight, Tensor? scale, Tensor? shift, "
-      "int alpha, int padding, bool relu) -> Tensor");
+      "int alpha, int padding, bool relu, bool tf32) -> Tensor");
   m.def(
       "lateral_concat_bn(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
-      "int alpha, int padding, float eps, bool relu) "
+      "int alpha, int padding, float eps, bool relu, bool tf32) "
       "-> (Tensor out, Tensor raw, Tensor mean, Tensor invstd, Tensor unbiased_var)");
   m.def(
       "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "

@@ -33,6 +33,7 @@ struct ConvShape {
 struct ConvForward {
   ConvShape shape;
   Dtype dtype;
+  bool tf32;  // factors of a Float32 product may be rounded to TF32; a device may ignore it
   Rows x;
   const void* weight;  // (K, C, kt), contiguous
   const void* scale;   // (K)
@@ -66,6 +67,7 @@ struct Normalise {
 struct ConvBackward {
   ConvShape shape;
   Dtype dtype;
+  bool tf32;  // as in ConvForward, for both products
   Rows grad;  // with respect to the op's output
   Rows x;
   const void* weight;

@@ -13,11 +13,12 @@ using Normalised = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Device>
 Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& shift,
-                     const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, bool relu) {
+                     const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, bool relu,
+                     bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   Tensor y = empty_channels_last(x, out);
-  Device(x).forward({s, dtype_of(x, "x"), rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
+  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
                      vector(shift, x, s.k, "shift"), optional_rows(residual, x, out, "residual"), relu, out_rows(y)});
   return y;
 }
@@ -46,12 +47,13 @@ Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight,
 template <class Device>
 Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                                  const OptionalTensor& y, int64_t stride, int64_t padding, int64_t dilation, bool need_x,
-                                 bool need_weight, bool need_scale, bool need_shift, bool need_residual) {
+                                 bool need_weight, bool need_scale, bool need_shift, bool need_residual, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   ConvBackward args{};
   args.shape = s;
   args.dtype = dtype_of(x, "x");
+  args.tf32 = tf32;
   args.grad = rows_of(grad, x, out, "grad");
   args.x = rows(x, "x");
   args.weight = weight.data_ptr();
@@ -65,12 +67,13 @@ Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tens
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, const Tensor& weight, const ConvShape& s,
                                                            const OptionalTensor& gamma, const OptionalTensor& beta,
-                                                           const Rows& residual, double eps, bool relu, const OutRows& y) {
+                                                           const Rows& residual, double eps, bool relu, bool tf32,
+                                                           const OutRows& y) {
   Tensor raw = empty_channels_last(x, output_sizes(s, x));
   Tensor mean = empty_vector(x, s.k), invstd = empty_vector(x, s.k), unbiased_var = empty_vector(x, s.k);
   const Dtype dtype = dtype_of(x, "x");
   Device device(x);
-  device.forward_stats({s, dtype, rows(x, "x"), weight.data_ptr(), nullptr, nullptr, {}, false, out_rows(raw)},
+  device.forward_stats({s, dtype, tf32, rows(x, "x"), weight.data_ptr(), nullptr, nullptr, {}, false, out_rows(raw)},
                        {mean.data_ptr(), invstd.data_ptr(), unbiased_var.data_ptr(), eps});
   device.normalise({s.n, s.k, s.t_out, s.p, dtype, rows(raw, "raw"), mean.data_ptr(), invstd.data_ptr(),
                     vector(gamma, x, s.k, "gamma"), vector(beta, x, s.k, "beta"), residual, relu, y});
@@ -80,12 +83,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, cons
 template <class Device>
 Normalised temporal_conv_bn(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma, const OptionalTensor& beta,
                             const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, double eps,
-                            bool relu) {
+                            bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   Tensor y = empty_channels_last(x, out);
   auto [raw, mean, invstd, unbiased_var] = conv_normalised<Device>(
-      x, weight, s, gamma, beta, optional_rows(residual, x, out, "residual"), eps, relu, out_rows(y));
+      x, weight, s, gamma, beta, optional_rows(residual, x, out, "residual"), eps, relu, tf32, out_rows(y));
   return {y, raw, mean, invstd, unbiased_var};
 }
 
@@ -94,12 +97,13 @@ Gradients temporal_conv_bn_backward(const Tensor& grad, const Tensor& x, const T
                                     const OptionalTensor& beta, const OptionalTensor& residual, const Tensor& raw,
                                     const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding,
                                     int64_t dilation, bool relu, bool need_x, bool need_weight, bool need_gamma,
-                                    bool need_beta, bool need_residual) {
+                                    bool need_beta, bool need_residual, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   ConvBackward args{};
   args.shape = s;
   args.dtype = dtype_of(x, "x");
+  args.tf32 = tf32;
   args.grad = rows_of(grad, x, out, "grad");
   args.x = rows(x, "x");
   args.weight = weight.data_ptr();

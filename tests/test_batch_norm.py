@@ -321,7 +321,7 @@ def test_raw_output_and_statistics(compiled_backend: str) -> None:
         call = temporal.random_call(temporal.Shape(n=3, k=9, h=9, w=8), dtype).to(layout="channels_last")
         x, weight = (call.tensors[name].to(device_of(compiled_backend)) for name in ("x", "weight"))
         _, raw, mean, invstd, unbiased_var = torch.ops.slowfast_fast.temporal_conv_bn(
-            x, weight, None, None, None, 1, 1, 1, 1e-5, False
+            x, weight, None, None, None, 1, 1, 1, 1e-5, False, False
         )
         assert torch.equal(raw, ops.temporal_conv(x, weight))
         assert_dense(raw)

@@ -38,25 +38,26 @@ def operator_arguments(dtype: torch.dtype, layout: str, device: str) -> dict[str
     x, weight, scale, shift, residual = (t.requires_grad_() for t in bare.tensors.values())
     slow, fast, kernel, a, b = (t.requires_grad_() for t in side.tensors.values())
     _, raw, mean, invstd, var = (
-        t.detach() for t in LIBRARY.temporal_conv_bn(x, weight, None, None, None, 1, 1, 1, 1e-5, False)
+        t.detach() for t in LIBRARY.temporal_conv_bn(x, weight, None, None, None, 1, 1, 1, 1e-5, False, False)
     )
-    y = LIBRARY.temporal_conv(x, weight, None, None, None, 1, 1, 1, True).detach()
+    y = LIBRARY.temporal_conv(x, weight, None, None, None, 1, 1, 1, True, False).detach()
     of_x, of_weight, of_scale, of_residual = (t.detach() for t in (x, weight, scale, residual))
     stats = (torch.zeros_like(mean), torch.ones_like(mean), torch.tensor(0, device=device))
     geometry = (1, 1, 1)
     everything, some = (True,) * 5, (True, False, False, True, False)
     return {
-        "temporal_conv": (x, weight, scale, shift, residual, *geometry, True),
-        "temporal_conv bare": (x, weight, None, None, None, *geometry, False),
-        "temporal_conv_bn": (x, weight, scale, shift, residual, *geometry, 1e-5, True),
-        "temporal_conv_bn bare": (x, weight, None, None, None, *geometry, 1e-5, False),
-        "lateral_concat": (slow, fast, kernel, a, b, 4, 2, True),
-        "lateral_concat_bn": (slow, fast, kernel, a, b, 4, 2, 1e-5, True),
-        "temporal_conv_backward": (bare.grad, of_x, of_weight, of_scale, y, *geometry, *everything),
-        "temporal_conv_backward some": (bare.grad, of_x, of_weight, None, None, *geometry, *some),
+        "temporal_conv": (x, weight, scale, shift, residual, *geometry, True, False),
+        "temporal_conv bare": (x, weight, None, None, None, *geometry, False, False),
+        "temporal_conv_bn": (x, weight, scale, shift, residual, *geometry, 1e-5, True, False),
+        "temporal_conv_bn bare": (x, weight, None, None, None, *geometry, 1e-5, False, False),
+        "lateral_concat": (slow, fast, kernel, a, b, 4, 2, True, False),
+        "lateral_concat_bn": (slow, fast, kernel, a, b, 4, 2, 1e-5, True, False),
+        "temporal_conv_backward": (bare.grad, of_x, of_weight, of_scale, y, *geometry, *everything, False),
+        "temporal_conv_backward some": (bare.grad, of_x, of_weight, None, None, *geometry, *some, False),
         "temporal_conv_bn_backward": (
             *(bare.grad, of_x, of_weight, of_scale, of_scale, of_residual, raw, mean, invstd, *geometry, True),
             *everything,
+            False,
         ),
         "update_running_stats": (*stats, mean, var, 0.1),
         "update_running_stats cumulative": (*stats, mean, var, None),
@@ -83,9 +84,9 @@ def test_fake_results_have_the_strides_of_the_real_ones(compiled_backend: str) -
         call = temporal.random_call(shape, torch.float32).to(layout="channels_last", device=device_of(compiled_backend))
         x, weight = call.tensors["x"], call.tensors["weight"]
         arguments = {
-            "temporal_conv": (x, weight, None, None, None, 1, 1, 1, True),
-            "temporal_conv_bn": (x, weight, None, None, None, 1, 1, 1, 1e-5, True),
-            "temporal_conv_backward": (call.grad, x, weight, None, call.grad, 1, 1, 1, *(True,) * 5),
+            "temporal_conv": (x, weight, None, None, None, 1, 1, 1, True, False),
+            "temporal_conv_bn": (x, weight, None, None, None, 1, 1, 1, 1e-5, True, False),
+            "temporal_conv_backward": (call.grad, x, weight, None, call.grad, 1, 1, 1, *(True,) * 5, False),
         }
         for name, given in arguments.items():
             real = getattr(LIBRARY, name)(*given)

@@ -112,17 +112,17 @@ def test_each_gradient_alone_is_the_same(host: Harness, bn: bool) -> None:
     case = Case(2, 9, 5, 4, 3, 2, 3, stride=2, padding=1)
     i = random_inputs(case, torch.float32, True, seed=5)
     if bn:
-        _, *saved, _ = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, True)
+        _, *saved, _ = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, True, False)
         arguments = (i.grad, i.x, i.weight, i.v1, i.v2, i.residual, *saved, *case.window, True)
         backward = host.temporal_conv_bn_backward
     else:
-        y = host.temporal_conv(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, True)
+        y = host.temporal_conv(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, True, False)
         arguments = (i.grad, i.x, i.weight, i.v1, y, *case.window)
         backward = host.temporal_conv_backward
-    together = backward(*arguments, *[True] * 5)
+    together = backward(*arguments, *[True] * 5, False)
     for wanted in range(5):
         needs = [index == wanted for index in range(5)]
-        assert torch.equal(backward(*arguments, *needs)[wanted], together[wanted]), wanted
+        assert torch.equal(backward(*arguments, *needs, False)[wanted], together[wanted]), wanted
 
 
 @pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
@@ -139,18 +139,18 @@ def test_lateral_concat(host: Harness, alpha: int, dtype: torch.dtype, bn: bool)
         .to(dtype)
     )
     if bn:
-        out, raw, mean, invstd, _ = host.lateral_concat_bn(slow, i.x, i.weight, i.v1, i.v2, alpha, 2, 1e-5, True)
+        out, raw, mean, invstd, _ = host.lateral_concat_bn(slow, i.x, i.weight, i.v1, i.v2, alpha, 2, 1e-5, True, False)
     else:
-        out = host.lateral_concat(slow, i.x, i.weight, i.v1, i.v2, alpha, 2, True)
+        out = host.lateral_concat(slow, i.x, i.weight, i.v1, i.v2, alpha, 2, True, False)
     assert torch.equal(out[:, :7], slow)
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
     lateral, grad = out[:, 7:], lay_out(i.grad, "channel_slice")
     if bn:
         arguments = (grad, i.x, i.weight, i.v1, i.v2, None, raw, mean, invstd, *case.window, True)
-        grads = host.temporal_conv_bn_backward(*arguments, True, True, True, True, False)
+        grads = host.temporal_conv_bn_backward(*arguments, True, True, True, True, False, False)
     else:
         arguments = (grad, i.x, i.weight, i.v1, lateral, *case.window)
-        grads = host.temporal_conv_backward(*arguments, True, True, True, True, False)
+        grads = host.temporal_conv_backward(*arguments, True, True, True, True, False, False)
     got = dict(zip(("y", "dx", "dweight", "dv1", "dv2"), (lateral, *grads[:4]), strict=True))
     assert_as_exact_as_pytorch(got, i, case, dtype, bn)
 
@@ -166,7 +166,7 @@ def test_batch_statistics(host: Harness, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(10)
     x = rows((torch.randn(1, 2, 1, 261, 256, generator=generator) + ratio).to(dtype))
     weight = torch.eye(2).to(dtype).view(2, 2, 1, 1, 1)
-    _, raw, mean, invstd, unbiased_var = host.temporal_conv_bn(x, weight, None, None, None, 1, 0, 1, 1e-5, False)
+    _, raw, mean, invstd, unbiased_var = host.temporal_conv_bn(x, weight, None, None, None, 1, 0, 1, 1e-5, False, False)
     assert torch.equal(raw, x)
     limit = 4 * torch.finfo(accumulation(dtype)).eps * ratio
     for k in range(2):
@@ -195,13 +195,13 @@ def test_nan_passes_the_relu(host: Harness) -> None:
     case = Case(1, 2, 2, 3, 2, 2, 1)
     inputs = random_inputs(case, torch.float32, True, seed=6)
     inputs.x[0, 0, 1, 1, 1] = float("nan")
-    y = host.temporal_conv(inputs.x, inputs.weight, None, None, None, 1, 0, 1, True)
+    y = host.temporal_conv(inputs.x, inputs.weight, None, None, None, 1, 0, 1, True, False)
     assert y[0, :, 1, 1, 1].isnan().all()
     assert y.isnan().sum() == 2
     needs = (False, False, False, False, True)
-    grads = host.temporal_conv_backward(inputs.grad, inputs.x, inputs.weight, None, y, 1, 0, 1, *needs)
+    grads = host.temporal_conv_backward(inputs.grad, inputs.x, inputs.weight, None, y, 1, 0, 1, *needs, False)
     assert torch.equal(grads[4], torch.ops.aten.threshold_backward(inputs.grad, y, 0))
-    assert host.temporal_conv_bn(inputs.x, inputs.weight, None, None, None, 1, 0, 1, 1e-5, True)[0].isnan().all()
+    assert host.temporal_conv_bn(inputs.x, inputs.weight, None, None, None, 1, 0, 1, 1e-5, True, False)[0].isnan().all()
 
 
 @dtypes
@@ -231,7 +231,7 @@ def everything(host: Harness) -> list[torch.Tensor]:
     for bn in (False, True):
         results += run_op(host, random_inputs(case, torch.float32, True, seed=7), case, bn).values()
     i = random_inputs(case, torch.float32, True, seed=8)
-    results.append(host.lateral_concat(i.grad, i.x, i.weight, i.v1, i.v2, 1, 1, True))
+    results.append(host.lateral_concat(i.grad, i.x, i.weight, i.v1, i.v2, 1, 1, True, False))
     running = torch.ones(case.k)
     host.update_running_stats(running, None, torch.tensor(0), i.v1, i.v2, None)
     return [*results, running]

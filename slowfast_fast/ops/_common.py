@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,6 +37,28 @@ def accumulator(vector: Tensor | None, x: Tensor, argument: str) -> Tensor | Non
         return None
     dtype = accumulation_dtype(x)
     return as_dense(vector if vector.dtype == dtype else vector.to(dtype), argument)
+
+
+class _Settings(ModuleType):
+    """Global settings of PyTorch that a call passes on to its kernel.
+
+    A module, because torch.compile reads the attributes of a module as constants and reads them again before each
+    call, so that a changed setting compiles anew. It cannot trace what reads this setting.
+    """
+
+    @property
+    def conv_tf32(self) -> bool:
+        # What ATen asks before a cuDNN convolution. torch.backends.cudnn.allow_tf32 is one of several ways to set it,
+        # and reading that one raises where the setting was made through another.
+        return bool(torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32")
+
+
+_settings = _Settings("slowfast_fast settings")
+
+
+def allows_tf32(x: Tensor) -> bool:
+    """Whether a convolution of ``x`` may round its factors to TF32: float32 on CUDA, where PyTorch lets cuDNN's do."""
+    return x.dtype == torch.float32 and x.is_cuda and _settings.conv_tf32
 
 
 def call(op: OpOverload, *arguments: Any) -> Any:

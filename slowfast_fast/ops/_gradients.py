@@ -20,6 +20,7 @@ def affine_gradients(
     scale: Tensor | None,
     y: Tensor | None,
     geometry: tuple[int, int, int],
+    tf32: bool,
     needs: tuple[bool, ...],
 ) -> Gradients:
     """Gradients of x, weight, scale, shift and residual; None for those that ``needs`` does not ask for.
@@ -27,7 +28,8 @@ def affine_gradients(
     ``y`` is the op's output, given exactly where it went through a ReLU. ``geometry``: stride, padding, dilation.
     """
     grad = as_rows(grad, "grad")
-    return _wanted(LIBRARY.temporal_conv_backward.default, (grad, x, weight, scale, y, *geometry), needs, y is not None)
+    arguments = (grad, x, weight, scale, y, *geometry)
+    return _wanted(LIBRARY.temporal_conv_backward.default, arguments, needs, y is not None, tf32)
 
 
 def batch_norm_gradients(
@@ -42,20 +44,21 @@ def batch_norm_gradients(
     invstd: Tensor,
     geometry: tuple[int, int, int],
     relu: bool,
+    tf32: bool,
     needs: tuple[bool, ...],
 ) -> Gradients:
     """Gradients of x, weight, gamma, beta and residual; None for those that ``needs`` does not ask for."""
     grad = as_rows(grad, "grad")
     saved = (x, weight, gamma, beta, residual, raw, mean, invstd)
-    return _wanted(LIBRARY.temporal_conv_bn_backward.default, (grad, *saved, *geometry, relu), needs, relu)
+    return _wanted(LIBRARY.temporal_conv_bn_backward.default, (grad, *saved, *geometry, relu), needs, relu, tf32)
 
 
-def _wanted(op: Any, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: bool) -> Gradients:
+def _wanted(op: Any, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: bool, tf32: bool) -> Gradients:
     """``op``'s results where needed. Without a ReLU the residual's gradient is the incoming one, which is the first
     argument."""
     *of_conv, of_residual = needs
     asked = (*of_conv, of_residual and relu)
-    results = call(op, *arguments, *asked) if any(asked) else (None,) * len(asked)
+    results = call(op, *arguments, *asked, tf32) if any(asked) else (None,) * len(asked)
     wanted = [result if need else None for result, need in zip(results, asked, strict=True)]
     if of_residual and not relu:
         wanted[-1] = arguments[0]
@@ -77,7 +80,7 @@ def forbid_double_backward(backward_op: str, public_names: str) -> None:
 
 
 def _fake_backward(grad, x, weight, *rest):
-    *_, need_x, need_weight, need_scale, need_shift, need_residual = rest
+    *_, need_x, need_weight, need_scale, need_shift, need_residual, _tf32 = rest
     return (
         empty_channels_last(x, x.shape) if need_x else x.new_empty(0),
         torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if need_weight else x.new_empty(0),

@@ -12,7 +12,7 @@ from .. import reference
 from ..backend import choose, note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import LIBRARY, accumulator, autocast, call
+from ._common import LIBRARY, accumulator, allows_tf32, autocast, call
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
 
@@ -105,7 +105,7 @@ def lateral_concat_bn(
     else:
         out, _, mean, _, unbiased_var = call(
             LIBRARY.lateral_concat_bn.default,
-            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu),
+            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu, allows_tf32(fast)),
         )
         bn.update_running_stats(mean, unbiased_var, out)
     note_call("lateral_concat_bn", choice, (slow, fast), out)
@@ -147,7 +147,10 @@ def _affine(
         ).contiguous(memory_format=torch.channels_last_3d)
     else:
         scale, shift = accumulator(scale, fast, "scale"), accumulator(shift, fast, "shift")
-        out = call(LIBRARY.lateral_concat.default, slow, fast, weight, scale, shift, alpha, padding, relu)
+        out = call(
+            LIBRARY.lateral_concat.default,
+            *(slow, fast, weight, scale, shift, alpha, padding, relu, allows_tf32(fast)),
+        )
     note_call("lateral_concat", choice, (slow, fast), out)
     return out
 
@@ -161,12 +164,12 @@ def _empty_out(slow: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("slowfast_fast::lateral_concat")
-def _(slow, fast, weight, scale, shift, alpha, padding, relu):
+def _(slow, fast, weight, scale, shift, alpha, padding, relu, tf32):
     return _empty_out(slow, weight)
 
 
 @torch.library.register_fake("slowfast_fast::lateral_concat_bn")
-def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu):
+def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu, tf32):
     n, _, t, h, w = slow.shape
     raw = empty_channels_last(slow, (n, weight.shape[0], t, h, w))
     return _empty_out(slow, weight), raw, *(empty_vector(fast, weight) for _ in range(3))
@@ -177,44 +180,46 @@ def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    slow, fast, weight, scale, _, alpha, padding, relu = inputs
+    slow, fast, weight, scale, _, alpha, padding, relu, tf32 = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(fast, weight, scale, output if relu else None)
-    ctx.slow_channels, ctx.geometry = slow.shape[1], (alpha, padding, 1)
+    ctx.slow_channels, ctx.geometry, ctx.tf32 = slow.shape[1], (alpha, padding, 1), tf32
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     fast, weight, scale, out = ctx.saved_tensors
     grad = as_rows(grad, "grad")
     of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
     y = None if out is None else out[:, ctx.slow_channels :]
     need_slow, *needs = ctx.needs_input_grad[:5]
-    *of_conv, _ = affine_gradients(of_lateral, fast, weight, scale, y, ctx.geometry, (*needs, False))
-    return of_slow if need_slow else None, *of_conv, *(None,) * 3
+    *of_conv, _ = affine_gradients(of_lateral, fast, weight, scale, y, ctx.geometry, ctx.tf32, (*needs, False))
+    return of_slow if need_slow else None, *of_conv, *(None,) * 4
 
 
 def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    slow, fast, weight, gamma, beta, alpha, padding, _, relu = inputs
+    slow, fast, weight, gamma, beta, alpha, padding, _, relu, tf32 = inputs
     _, raw, mean, invstd, unbiased_var = output
     ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(fast, weight, gamma, beta if relu else None, raw, mean, invstd)
-    ctx.slow_channels, ctx.geometry, ctx.relu = slow.shape[1], (alpha, padding, 1), relu
+    ctx.slow_channels, ctx.geometry = slow.shape[1], (alpha, padding, 1)
+    ctx.relu, ctx.tf32 = relu, tf32
 
 
 def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     fast, weight, gamma, beta, raw, mean, invstd = ctx.saved_tensors
     grad = as_rows(grad, "grad")
     of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
     need_slow, *needs = ctx.needs_input_grad[:5]
+    settings = (ctx.geometry, ctx.relu, ctx.tf32)
     *of_conv, _ = batch_norm_gradients(
-        of_lateral, fast, weight, gamma, beta, None, raw, mean, invstd, ctx.geometry, ctx.relu, (*needs, False)
+        of_lateral, fast, weight, gamma, beta, None, raw, mean, invstd, *settings, (*needs, False)
     )
-    return of_slow if need_slow else None, *of_conv, *(None,) * 4
+    return of_slow if need_slow else None, *of_conv, *(None,) * 5
 
 
 torch.library.register_autograd("slowfast_fast::lateral_concat", _backward, setup_context=_save)

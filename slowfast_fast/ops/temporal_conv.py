@@ -11,7 +11,7 @@ from .. import reference
 from ..backend import choose, note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import LIBRARY, accumulator, autocast, call
+from ._common import LIBRARY, accumulator, allows_tf32, autocast, call
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
 
@@ -112,7 +112,7 @@ def temporal_conv_bn(
     else:
         y, _, mean, _, unbiased_var = call(
             LIBRARY.temporal_conv_bn.default,
-            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu),
+            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu, allows_tf32(x)),
         )
         bn.update_running_stats(mean, unbiased_var, y)
     note_call("temporal_conv_bn", choice, (x, residual), y)
@@ -161,7 +161,10 @@ def _affine(
         ).contiguous(memory_format=torch.channels_last_3d)
     else:
         scale, shift = accumulator(scale, x, "scale"), accumulator(shift, x, "shift")
-        y = call(LIBRARY.temporal_conv.default, x, weight, scale, shift, residual, stride, padding, dilation, relu)
+        y = call(
+            LIBRARY.temporal_conv.default,
+            *(x, weight, scale, shift, residual, stride, padding, dilation, relu, allows_tf32(x)),
+        )
     note_call("temporal_conv", choice, (x, residual), y)
     return y
 
@@ -176,12 +179,12 @@ def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation:
 
 
 @torch.library.register_fake("slowfast_fast::temporal_conv")
-def _(x, weight, scale, shift, residual, stride, padding, dilation, relu):
+def _(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32):
     return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
 
 
 @torch.library.register_fake("slowfast_fast::temporal_conv_bn")
-def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu):
+def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu, tf32):
     shape = output_shape(x, weight, stride, padding, dilation)
     return *(empty_channels_last(x, shape) for _ in range(2)), *(empty_vector(x, weight) for _ in range(3))
 
@@ -192,39 +195,39 @@ def _(running_mean, running_var, num_batches_tracked, mean, unbiased_var, moment
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, scale, _, _, *geometry, relu = inputs
+    x, weight, scale, _, _, *geometry, relu, tf32 = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, scale, output if relu else None)
-    ctx.geometry = tuple(geometry)
+    ctx.geometry, ctx.tf32 = tuple(geometry), tf32
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     x, weight, scale, y = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
-    return *affine_gradients(grad, x, weight, scale, y, ctx.geometry, needs), *(None,) * 4
+    return *affine_gradients(grad, x, weight, scale, y, ctx.geometry, ctx.tf32, needs), *(None,) * 5
 
 
 def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, gamma, beta, residual, *geometry, _, relu = inputs
+    x, weight, gamma, beta, residual, *geometry, _, relu, tf32 = inputs
     _, raw, mean, invstd, unbiased_var = output
     ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
     ctx.set_materialize_grads(False)
     # The residual and beta serve only to find the mask of the ReLU again.
     ctx.save_for_backward(x, weight, gamma, beta if relu else None, residual if relu else None, raw, mean, invstd)
-    ctx.geometry, ctx.relu = tuple(geometry), relu
+    ctx.geometry, ctx.relu, ctx.tf32 = tuple(geometry), relu, tf32
 
 
 def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     x, weight, gamma, beta, residual, raw, mean, invstd = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
     gradients = batch_norm_gradients(
-        grad, x, weight, gamma, beta, residual, raw, mean, invstd, ctx.geometry, ctx.relu, needs
+        grad, x, weight, gamma, beta, residual, raw, mean, invstd, ctx.geometry, ctx.relu, ctx.tf32, needs
     )
-    return *gradients, *(None,) * 5
+    return *gradients, *(None,) * 6
 
 
 torch.library.register_autograd("slowfast_fast::temporal_conv", _backward, setup_context=_save)

@@ -119,21 +119,21 @@ def stock(inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool, y: torch.Ten
     return {"y": out.detach()} | {name: t.grad for name, t in zip(names, leaves, strict=True) if t is not None}
 
 
-def run_op(host: Harness, inputs: Inputs, case: Case, bn: bool) -> dict[str, torch.Tensor]:
+def run_op(host: Harness, inputs: Inputs, case: Case, bn: bool, tf32: bool = False) -> dict[str, torch.Tensor]:
     """The op and its backward; of the forward's results also what it saves."""
     i = inputs
     needs = (True, True, i.v1 is not None, i.v2 is not None, i.residual is not None)
     saved = {}
     if bn:
-        y, *statistics = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, i.relu)
+        y, *statistics = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, i.relu, tf32)
         saved = dict(zip(("raw", "mean", "invstd", "unbiased_var"), statistics, strict=True))
         grads = host.temporal_conv_bn_backward(
-            i.grad, i.x, i.weight, i.v1, i.v2, i.residual, *statistics[:3], *case.window, i.relu, *needs
+            i.grad, i.x, i.weight, i.v1, i.v2, i.residual, *statistics[:3], *case.window, i.relu, *needs, tf32
         )
     else:
-        y = host.temporal_conv(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, i.relu)
+        y = host.temporal_conv(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, i.relu, tf32)
         mask = y if i.relu else None
-        grads = host.temporal_conv_backward(i.grad, i.x, i.weight, i.v1, mask, *case.window, *needs)
+        grads = host.temporal_conv_backward(i.grad, i.x, i.weight, i.v1, mask, *case.window, *needs, tf32)
     names = ("dx", "dweight", "dv1", "dv2", "dresidual")
     for name, grad, need in zip(names, grads, needs, strict=True):
         assert need or grad.shape == (0,), f"{name} was not asked for"
