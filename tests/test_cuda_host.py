@@ -261,8 +261,28 @@ def test_a_missing_barrier_is_noticed(host: Harness) -> None:
         ), f"nothing changes without the barrier at {site}"
 
 
-def test_a_divergent_barrier_is_an_error(host: Harness) -> None:
-    assert "have diverged" in host.error_of_a_divergent_barrier()
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kernel", ["product of half", "product of bfloat16", "product of tf32", "copies", "shuffles"])
+def test_instructions_of_the_harness(host: Harness, kernel: str, schedule: str) -> None:
+    host.set_schedule(schedule)
+    assert host.attempt(kernel) == ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error"),
+    [
+        ("divergent barrier", "have diverged"),
+        ("divergent warp", "have diverged"),
+        ("absent lane", "have diverged"),
+        ("misaligned ldmatrix", "no multiple of 16"),
+        ("ldmatrix of global memory", "outside of shared memory"),
+        ("copies without commit", "wrong value"),
+        ("copies without wait", "ended with copies"),
+    ],
+)
+def test_a_mistake_is_an_error(host: Harness, kernel: str, error: str) -> None:
+    host.set_schedule("descending")
+    assert error in host.attempt(kernel)
 
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitised run")

@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <mutex>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "launch.cuh"
@@ -17,6 +20,22 @@ extern "C" __attribute__((weak)) void torch_c10_cuda_free_error_msg(char*);
 
 namespace slowfast_fast::cuda {
 
+// A kernel has to be told, once on each device, that a launch may ask for more shared memory than this.
+constexpr size_t kSharedBytesByDefault = 48 << 10;
+
+// Asks nothing of the stream, so it may happen while a graph is captured.
+inline void allow_shared_memory(const void* kernel, size_t bytes, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::lock_guard lock(mutex);
+  if (allowed.count({kernel, device})) return;
+  int most = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  STD_TORCH_CHECK(bytes <= size_t(most), "a kernel needs ", bytes, " bytes of shared memory, the device has ", most);
+  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  allowed.insert({kernel, device});
+}
+
 class Queue {
  public:
   explicit Queue(const torch::stable::Device& device) : device_(device) {
@@ -27,6 +46,8 @@ class Queue {
 
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+    if (how.shared_bytes > kSharedBytesByDefault)
+      allow_shared_memory(reinterpret_cast<const void*>(kernel), how.shared_bytes, device_.index());
     kernel<<<how.grid, how.threads, how.shared_bytes, stream_>>>(static_cast<Parameters>(arguments)...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -64,7 +64,7 @@ class Harness:
             self._definitions.define("".join(re.findall(r'"([^"]*)"', literals)))
         torch.ops.load_library(library)
         self._controls = ctypes.CDLL(str(library))
-        for name in ("barriers_seen", "error_of_a_divergent_barrier"):
+        for name in ("barriers_seen", "try"):
             getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
 
     def __getattr__(self, op: str):
@@ -74,11 +74,12 @@ class Harness:
         self._controls.cuda_host_set_schedule(SCHEDULES.index(name))
 
     def skip_barrier(self, name: str) -> None:
-        """Lets threads pass the barrier of this name, "file.cuh:12", without waiting; "" for none."""
+        """Lets threads pass the barrier or wait of this name, "file.cuh:12", as if it were not there; "" for none."""
         self._controls.cuda_host_skip_barrier(name.encode())
 
     def barriers_seen(self) -> list[str]:
         return self._controls.cuda_host_barriers_seen().decode().split()
 
-    def error_of_a_divergent_barrier(self) -> str:
-        return self._controls.cuda_host_error_of_a_divergent_barrier().decode()
+    def attempt(self, kernel: str) -> str:
+        """Runs one of the kernels of instructions.cpp. What went wrong, or ""."""
+        return self._controls.cuda_host_try(kernel.encode()).decode()

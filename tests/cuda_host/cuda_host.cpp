@@ -3,7 +3,8 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstdint>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -19,14 +20,37 @@ namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kMostThreads = 1024, kMostGridYZ = 65535;
-constexpr size_t kMostSharedBytes = 48 << 10;  // without an attribute on the kernel that allows more
+constexpr unsigned kWarp = 32;
+// Of a block on sm_80, the least of the architectures that are built for. A launch of more than 48 KB has to ask for it.
+constexpr size_t kMostSharedBytes = 163 << 10;
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+
+  void happen() const {
+    if (from) std::memcpy(to, from, bytes);
+    else std::memset(to, 0, bytes);
+  }
+};
 
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool ended = false;
-  std::string waits_at;      // the barrier's name
+  std::string waits_at;      // the barrier's or the warp's instruction's name
+  bool meets = false;        // waits for the lanes of its warp, not for the block
+  std::vector<Copy> open;    // copies of no group yet
+  std::deque<std::vector<Copy>> groups;
   std::exception_ptr error;  // what the kernel threw; it may not leave the fiber
+};
+
+struct Warp {
+  const char* instruction;
+  Site site;
+  unsigned arrived = 0, meetings = 0;
+  Luggage luggage[2][kWarp];  // of this meeting and of the last one, which some lanes may not have read yet
 };
 
 // Everything that a launch in progress shares with its fibers; a single host thread runs them all.
@@ -37,6 +61,7 @@ struct State {
   std::set<std::string> seen;
   std::string seen_text;
   std::vector<Thread> threads;  // grows, so that stacks are allocated once
+  std::vector<Warp> warps;
   Thread* running = nullptr;
   ucontext_t scheduler;
   const std::function<void()>* kernel = nullptr;
@@ -44,9 +69,13 @@ struct State {
   size_t shared_bytes = 0;
 } state;
 
-std::string name_of(const char* file, int line) {
-  const char* slash = std::strrchr(file, '/');
-  return std::string(slash ? slash + 1 : file) + ":" + std::to_string(line);
+void stand_by() { swapcontext(&state.running->context, &state.scheduler); }
+
+// Notes the place, and says whether the test wants it skipped.
+bool skips(const Site& site) {
+  const std::string name = site.name();
+  state.seen.insert(name);
+  return name == state.skipped;
 }
 
 void run_thread() {
@@ -56,7 +85,7 @@ void run_thread() {
     state.running->error = std::current_exception();
   }
   state.running->ended = true;
-  swapcontext(&state.running->context, &state.scheduler);
+  stand_by();
 }
 
 std::vector<unsigned> turns(unsigned count) {
@@ -67,26 +96,31 @@ std::vector<unsigned> turns(unsigned count) {
   return order;
 }
 
-// All threads stand at the same barrier, or all have ended.
+// For threads that can not go on: all stand at the same barrier of the block, or all have ended.
 bool check_together(unsigned threads) {
   const Thread& first = state.threads[0];
-  for (unsigned i = 1; i < threads; ++i) {
+  for (unsigned i = 0; i < threads; ++i) {
     const Thread& other = state.threads[i];
-    if (other.ended != first.ended || other.waits_at != first.waits_at) {
-      const auto where = [](const Thread& t) { return t.ended ? "at the end" : "at the barrier " + t.waits_at; };
-      throw std::runtime_error("threads 0 and " + std::to_string(i) + " of a block have diverged: one waits " + where(first) +
-                               ", the other " + where(other));
+    if (other.meets || other.ended != first.ended || other.waits_at != first.waits_at) {
+      const auto where = [](const Thread& t) { return t.ended ? "at the end" : "at " + t.waits_at; };
+      const std::string which = i ? "threads 0 and " + std::to_string(i) + " of a block" : "the lanes of a warp";
+      throw std::runtime_error(which + " have diverged: one waits " + where(first) + ", another " + where(other));
     }
+    if (other.ended && !(other.open.empty() && other.groups.empty()))
+      throw std::runtime_error("thread " + std::to_string(i) + " ended with copies that it had not waited for");
   }
   return !first.ended;
 }
 
 void run_block(unsigned threads) {
   std::memset(state.shared.get(), 0xFF, state.shared_bytes);
+  for (Warp& warp : state.warps) warp.arrived = 0;
   for (unsigned i = 0; i < threads; ++i) {
     Thread& thread = state.threads[i];
-    thread.ended = false;
+    thread.ended = thread.meets = false;
     thread.waits_at.clear();
+    thread.open.clear();
+    thread.groups.clear();
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
     thread.context.uc_stack.ss_size = kStackBytes;
@@ -94,11 +128,18 @@ void run_block(unsigned threads) {
     makecontext(&thread.context, run_thread, 0);
   }
   do {
-    for (const unsigned i : turns(threads)) {
-      state.running = &state.threads[i];
-      threadIdx = dim3(i, 0, 0);
-      swapcontext(&state.scheduler, &state.running->context);
-      if (state.running->error) std::rethrow_exception(std::exchange(state.running->error, nullptr));
+    for (unsigned i = 0; i < threads; ++i) state.threads[i].waits_at.clear();
+    for (bool any = true; any;) {
+      any = false;
+      for (const unsigned i : turns(threads)) {
+        Thread& thread = state.threads[i];
+        if (thread.ended || thread.meets || !thread.waits_at.empty()) continue;
+        any = true;
+        state.running = &thread;
+        threadIdx = dim3(i, 0, 0);
+        swapcontext(&state.scheduler, &thread.context);
+        if (thread.error) std::rethrow_exception(std::exchange(thread.error, nullptr));
+      }
     }
   } while (check_together(threads));
 }
@@ -110,12 +151,74 @@ void set_schedule(Schedule schedule) {
   state.random.seed(0);
 }
 
-void barrier(const char* file, int line) {
-  const std::string name = name_of(file, line);
-  state.seen.insert(name);
-  if (name == state.skipped) return;
-  state.running->waits_at = name;
-  swapcontext(&state.running->context, &state.scheduler);
+std::string Site::name() const {
+  const char* slash = std::strrchr(file, '/');
+  return std::string(slash ? slash + 1 : file) + ":" + std::to_string(line);
+}
+
+void barrier(const Site& site) {
+  if (skips(site)) return;
+  state.running->waits_at = site.name();
+  stand_by();
+}
+
+void warp_barrier(const Site& site) {
+  if (!skips(site)) meet("__syncwarp", site, nullptr, 0);
+}
+
+const Luggage* meet(const char* instruction, const Site& site, const void* mine, size_t bytes, Combine combine) {
+  Warp& warp = state.warps[threadIdx.x / kWarp];
+  if (warp.arrived == 0) {
+    warp.instruction = instruction;
+    warp.site = site;
+  } else if (!(warp.site == site)) {
+    throw std::runtime_error("the lanes of a warp have diverged: one is at " + std::string(warp.instruction) + " in " +
+                             warp.site.name() + ", another at " + instruction + " in " + site.name());
+  }
+  Luggage* luggage = warp.luggage[warp.meetings % 2];
+  if (bytes) std::memcpy(&luggage[threadIdx.x % kWarp], mine, bytes);
+  if (++warp.arrived < kWarp) {
+    state.running->meets = true;
+    state.running->waits_at = instruction;
+    stand_by();
+    return luggage;
+  }
+  if (combine) combine(*reinterpret_cast<Luggage(*)[kWarp]>(luggage));
+  warp.arrived = 0;
+  ++warp.meetings;
+  for (unsigned i = threadIdx.x / kWarp * kWarp, end = i + kWarp; i < end; ++i) {
+    state.threads[i].meets = false;
+    state.threads[i].waits_at.clear();
+  }
+  return luggage;
+}
+
+void check_aligned(const char* instruction, const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes)
+    throw std::runtime_error(std::string(instruction) + " at an address that is no multiple of " + std::to_string(bytes));
+}
+
+void check_shared(const char* instruction, const void* address, size_t bytes) {
+  check_aligned(instruction, address, bytes);
+  const auto* begin = static_cast<const unsigned char*>(address);
+  if (begin < state.shared.get() || begin + bytes > state.shared.get() + state.shared_bytes)
+    throw std::runtime_error(std::string(instruction) + " at an address outside of shared memory");
+}
+
+void copy_later(void* to, const void* from, size_t bytes) {
+  const Copy copy{to, from, bytes};
+  const bool early = state.schedule == Schedule::Ascending || (state.schedule == Schedule::Random && state.random() % 2);
+  if (early) copy.happen();
+  else state.running->open.push_back(copy);
+}
+
+void close_group() { state.running->groups.push_back(std::exchange(state.running->open, {})); }
+
+void wait_for_groups(size_t but_newest, const Site& site) {
+  if (skips(site)) return;
+  auto& groups = state.running->groups;
+  for (; groups.size() > but_newest; groups.pop_front())
+    for (const Copy& copy : groups.front()) copy.happen();
 }
 
 const char* barriers_seen() {
@@ -140,6 +243,7 @@ void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, const std::funct
                              " x " + std::to_string(grid.z) + ", " + std::to_string(threads) + " threads, " +
                              std::to_string(shared_bytes) + " bytes of shared memory");
   if (state.threads.size() < threads) state.threads.resize(threads);
+  state.warps.resize((threads + kWarp - 1) / kWarp);
   state.kernel = &kernel;
   state.shared.reset(new unsigned char[shared_bytes]);
   state.shared_bytes = shared_bytes;

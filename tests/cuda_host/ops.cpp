@@ -18,18 +18,4 @@ extern "C" {
 void cuda_host_set_schedule(int schedule) { cuda_host::set_schedule(static_cast<cuda_host::Schedule>(schedule)); }
 void cuda_host_skip_barrier(const char* name) { cuda_host::skip_barrier(name); }
 const char* cuda_host_barriers_seen() { return cuda_host::barriers_seen(); }
-
-// What the harness says when only half of the threads reach a barrier.
-const char* cuda_host_error_of_a_divergent_barrier() {
-  static std::string message;
-  message.clear();
-  try {
-    cuda_host::run_grid(dim3(1), 64, 0, [] {
-      if (threadIdx.x < 32) __syncthreads();
-    });
-  } catch (const std::runtime_error& error) {
-    message = error.what();
-  }
-  return message.c_str();
-}
 }
