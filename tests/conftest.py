@@ -67,7 +67,7 @@ def _parameters(names: Iterable[str]) -> list[Any]:
 @pytest.fixture(params=_parameters(name for name, b in BACKENDS.items() if b.library is not None))
 def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend with kernels of its own in turn, otherwise as `backend`."""
-    with _forced(request):
+    with forced(request):
         yield request.param
 
 
@@ -75,12 +75,13 @@ def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn, forced; the test runs on the device that `device_of` gives for it. A backend is skipped
     only where this machine lacks its device or its compiler, and for a dtype that it never takes."""
-    with _forced(request):
+    with forced(request):
         yield request.param
 
 
 @contextlib.contextmanager
-def _forced(request: pytest.FixtureRequest) -> Iterator[None]:
+def forced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The backend that is the parameter of a fixture, while its test runs."""
     name, dtypes = request.param, BACKENDS[request.param].dtypes
     dtype = request.node.callspec.params.get("dtype")
     if dtypes and dtype is not None and dtype not in dtypes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,34 @@ def assert_same_step(fused: nn.Module, stock: nn.Module, x: list[Tensor]) -> Non
     assert distance(step(fused, x), step(stock, list(x))) < TOLERANCE
     assert distance(gradients(fused), gradients(stock)) < TOLERANCE
     assert distance(statistics(fused), statistics(stock)) < TOLERANCE
+
+
+def assert_as_exact_as_stock(
+    make: Callable[[], list[Tensor]], dtype: torch.dtype, device: str, training: bool, draws: int = 3
+) -> None:
+    """Logits and, of a training step, gradients and BatchNorm buffers: in ``dtype`` (half precision by autocast) the
+    fused network is at most twice as far from the stock one in float64 as the stock one in ``dtype``, over several
+    clips and weights together: of a single one, a flipped ReLU decides."""
+    squares = {name: [0.0, 0.0] for name in ("logits", *(("gradients", "statistics") if training else ()))}
+    for _ in range(draws):
+        fused, stock = (model.to(device).train(training) for model in pair(torch.float32))
+        exact = copy.deepcopy(stock).double()
+        x = [clip.to(device) for clip in make()]
+        outcomes = []
+        for model, half in ((exact, False), (fused, dtype.itemsize == 2), (stock, dtype.itemsize == 2)):
+            inputs = [clip.to(next(model.parameters()).dtype) for clip in x]
+            with torch.autocast(device, dtype if half else torch.bfloat16, enabled=half):
+                if training:
+                    logits = step(model, inputs)
+                    outcomes.append({"logits": logits, "gradients": gradients(model), "statistics": statistics(model)})
+                else:
+                    with torch.no_grad():
+                        outcomes.append({"logits": model(inputs)})
+        for name, value in outcomes[0].items():
+            for which, outcome in enumerate(outcomes[1:]):
+                squares[name][which] += distance(outcome[name].double(), value) ** 2
+    for name, (ours, theirs) in squares.items():
+        assert ours <= max(4 * theirs, draws * torch.finfo(dtype).eps ** 2), f"{name}: {ours**0.5} {theirs**0.5}"
 
 
 def fused_sites(model: nn.Module, x: list[Tensor]) -> int:

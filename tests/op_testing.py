@@ -114,11 +114,14 @@ def away_from_the_kink(call: Call, margin: float = 0.05) -> Call:
     return replace(call, grad=torch.where(before.abs() > margin, call.grad, 0).to(call.grad.dtype))
 
 
-def assert_as_exact_as_pytorch(make: Callable[[], Call], layout: str = "channels_last", device: str = "cpu") -> None:
-    """Draw calls from ``make`` until each result has enough values to judge, and compare them all."""
+def assert_as_exact_as_pytorch(
+    make: Callable[[], Call], layout: str = "channels_last", device: str = "cpu", exact_on: str = "cpu"
+) -> None:
+    """Draw calls from ``make`` until each result has enough values to judge, and compare them all. ``exact_on`` is the
+    device of the float64 computation."""
     judged: dict[str, Judgement] = {}
     while not judged or min(j.values for j in judged.values()) < FEWEST_VALUES:
-        call = away_from_the_kink(make())
+        call = away_from_the_kink(make().to(device=exact_on))
         # PyTorch's operators sum in another order for another layout: they are given the one in which the op computes.
         same = call.to(layout=layout, device=device)
         rows = same if layout in ROWS else call.to(layout="channels_last", device=device)
@@ -129,7 +132,7 @@ def assert_as_exact_as_pytorch(make: Callable[[], Call], layout: str = "channels
             if result.is_floating_point():
                 judged.setdefault(name, Judgement()).add(result, stock[name], exact[name])
             else:
-                assert torch.equal(result.cpu(), exact[name]), name
+                assert torch.equal(result.cpu(), exact[name].cpu()), name
     for name, judgement in judged.items():
         assert judgement.ours <= judgement.allowed, f"{name}: {judgement}"
 
@@ -145,8 +148,8 @@ class Judgement:
     eps: float = 0.0
 
     def add(self, ours: Tensor, stock: Tensor, exact: Tensor) -> None:
-        self.ours += (ours.cpu().double() - exact).square().sum().item()
-        self.stock += (stock.cpu().double() - exact).square().sum().item()
+        self.ours += (ours.to(exact.device).double() - exact).square().sum().item()
+        self.stock += (stock.to(exact.device).double() - exact).square().sum().item()
         self.exact += exact.square().sum().item()
         self.values += exact.numel()
         self.eps = torch.finfo(ours.dtype).eps

@@ -9,6 +9,7 @@ import torch
 from network_testing import (
     FUSED_SITES,
     TOLERANCE,
+    assert_as_exact_as_stock,
     assert_same_step,
     clips,
     distance,
@@ -191,3 +192,8 @@ def test_parametrized_and_pruned_convolutions_run_as_modules() -> None:
     why = reasons(fused, x)
     assert why[f"{block}.norm_a"] == "ParametrizedConv3d is not a plain Conv3d"
     assert "carries hooks" in why[lateral]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_as_exact_as_stock(training: bool) -> None:
+    assert_as_exact_as_stock(lambda: clips(dtype=torch.float32), torch.float32, "cpu", training)
