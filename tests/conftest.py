@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_host.build import SANITIZED, Harness
 
 import slowfast_fast
 from slowfast_fast.backend import BACKENDS, can_run
@@ -137,3 +138,17 @@ def poisoned() -> Iterator[None]:
         libc.mallopt(M_PERTURB, 0)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@pytest.fixture(scope="session")
+def session_harness() -> Harness:
+    """The CUDA kernels on the CPU (tests/cuda_host)."""
+    return Harness(SANITIZED)
+
+
+@pytest.fixture
+def host(session_harness: Harness, poisoned: None) -> Iterator[Harness]:
+    """Their ops under the random schedule, with outputs that are full of NaN at first."""
+    session_harness.set_schedule("random")
+    yield session_harness
+    session_harness.skip_barrier("")

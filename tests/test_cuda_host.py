@@ -11,40 +11,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_host.build import ROOT, SCHEDULES, Harness, compiler
-from cuda_host.cases import CASES, TINY_CASES, Case, Inputs, accumulation, random_inputs, rows, run_op, stock
-from op_testing import Judgement, dtypes, integer_scales, lay_out, small_integers
-
-SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
-
-
-@pytest.fixture(scope="session")
-def session_harness() -> Harness:
-    return Harness(SANITIZED)
-
-
-@pytest.fixture
-def host(session_harness: Harness, poisoned: None) -> Iterator[Harness]:
-    """The ops under the random schedule, with outputs that are full of NaN at first."""
-    session_harness.set_schedule("random")
-    yield session_harness
-    session_harness.skip_barrier("")
-
-
-def assert_as_exact_as_pytorch(
-    got: dict[str, torch.Tensor], inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool
-) -> None:
-    own, exact = (stock(inputs, case, precision, bn, got["y"]) for precision in (dtype, torch.float64))
-    for name, value in exact.items():
-        assert got[name].shape == value.shape, name
-        judgement = Judgement()
-        judgement.add(got[name], own[name], value)
-        assert judgement.ours <= judgement.allowed, f"{name}: {judgement}"
+from cuda_host.build import ROOT, SANITIZED, SCHEDULES, Harness, compiler
+from cuda_host.cases import (
+    CASES,
+    TINY_CASES,
+    Case,
+    Inputs,
+    accumulation,
+    assert_as_exact_as_pytorch,
+    random_inputs,
+    rows,
+    run_op,
+    stock,
+)
+from op_testing import dtypes, integer_scales, lay_out, small_integers
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
@@ -287,7 +271,7 @@ def test_a_mistake_is_an_error(host: Harness, kernel: str, error: str) -> None:
 
 @pytest.mark.skipif(SANITIZED, reason="this is the sanitised run")
 def test_under_sanitizers(session_harness: Harness) -> None:
-    """Part of this file again, with AddressSanitizer and UndefinedBehaviorSanitizer in the kernels and the harness."""
+    """Part of these files again, with AddressSanitizer and UndefinedBehaviorSanitizer in kernels and harness."""
     runtimes = [
         subprocess.run(
             [*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -305,7 +289,8 @@ def test_under_sanitizers(session_harness: Harness) -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__)), "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
+    command += map(str, sorted(Path(__file__).parent.glob("test_cuda_host*.py")))
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert re.search(r"\d+ passed", done.stdout)

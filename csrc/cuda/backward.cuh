@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kReduceThreads) gradient_sums(ConvBackward arg
       const Acc g = gradient.masked(at, k);
       if (args.dresidual.data) row_at<T>(args.dresidual, at)[k] = T(g);
       sum += g;
-      if (partial_xhat) sum_xhat = fma(g, xhat<T>(args.bn, at, k), sum_xhat);
+      if (partial_xhat) sum_xhat = fma(g, ChannelNorm<Acc>::of(args.bn, k).xhat(Acc(row_at<T>(args.bn.raw, at)[k])), sum_xhat);
     }
   }
   const auto leave = [&](Acc value, Acc* where) {
@@ -109,8 +109,7 @@ __global__ void __launch_bounds__(kReduceThreads) merge_wgrad(ConvBackward args,
     product = fma(Acc(static_cast<const T*>(args.weight)[at]), sum, product);
   }
   if (!dscale) return;
-  const auto add = [](Acc& a, Acc b) { a += b; };
-  product = fold_threads(kLanes, 1, fold_threads(kReduceThreads, kLanes, product, add), add);
+  product = fold_threads(kReduceThreads, 1, product, Add());
   if (threadIdx.x == 0) dscale[k] = product;
 }
 

@@ -6,19 +6,28 @@ namespace slowfast_fast::cuda {
 
 constexpr int kElementThreads = 256;
 
-// (raw - mean) * invstd. BN is a Normalise or the bn of a ConvBackward.
-template <class T, class BN>
-__device__ Accumulator<T> xhat(const BN& bn, const Position& at, int64_t k) {
-  using Acc = Accumulator<T>;
-  return (Acc(row_at<T>(bn.raw, at)[k]) - static_cast<const Acc*>(bn.mean)[k]) * static_cast<const Acc*>(bn.invstd)[k];
-}
+// What BatchNorm does to one channel. BN is a Normalise or the bn of a ConvBackward.
+template <class Acc>
+struct ChannelNorm {
+  Acc mean, invstd, gamma, beta;
 
-// BatchNorm's result before the activation. The backward repeats it for the ReLU mask and must get the same bits, so the
-// one multiply-add is spelled out instead of being left to the compiler.
+  template <class BN>
+  __device__ static ChannelNorm of(const BN& bn, int64_t k) {
+    return {static_cast<const Acc*>(bn.mean)[k], static_cast<const Acc*>(bn.invstd)[k], channel_or(bn.gamma, k, Acc(1)),
+            channel_or(bn.beta, k, Acc(0))};
+  }
+
+  __device__ Acc xhat(Acc raw) const { return (raw - mean) * invstd; }
+
+  // BatchNorm's result before residual and activation. The backward repeats it for the ReLU mask and must get the same bits,
+  // so the one multiply-add is spelled out instead of being left to the compiler.
+  __device__ Acc operator()(Acc raw) const { return fma(xhat(raw), gamma, beta); }
+};
+
 template <class T, class BN>
 __device__ Accumulator<T> normalised(const BN& bn, const Position& at, int64_t k) {
   using Acc = Accumulator<T>;
-  const Acc value = fma(xhat<T>(bn, at, k), channel_or(bn.gamma, k, Acc(1)), channel_or(bn.beta, k, Acc(0)));
+  const Acc value = ChannelNorm<Acc>::of(bn, k)(Acc(row_at<T>(bn.raw, at)[k]));
   return bn.residual.data ? value + Acc(row_at<T>(bn.residual, at)[k]) : value;
 }
 

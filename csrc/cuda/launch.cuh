@@ -5,20 +5,12 @@
 #pragma once
 #include "backward.cuh"
 #include "forward.cuh"
+#include "rowwise.cuh"
 
 namespace slowfast_fast::cuda {
 
-struct Launch {
-  dim3 grid;
-  unsigned threads;
-  size_t shared_bytes;
-};
-
-// Partial results that a reduction over rows leaves at most: enough blocks to fill a large GPU a few times over.
-constexpr int64_t kMostPartials = 1024;
 constexpr int64_t kWgradRows = 8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
 constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
-constexpr int64_t kMostGridYZ = 65535;  // CUDA's limit for gridDim.y and gridDim.z
 
 inline unsigned tiles(int64_t size) { return unsigned(std::min(ceil_div(size, kTile), kMostGridYZ)); }
 inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
@@ -36,9 +28,11 @@ void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) 
   if (chunks.count > 0)
     queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args,
                  chunks, partial);
-  if (stats)
-    queue.launch(merge_statistics<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, sizeof(BlockValues<Moments<Acc>>)},
-                 partial, chunks.count, s.k, rows_out(s), *stats);
+  if (stats) {
+    const MergePlan plan = merge_plan(chunks.count, s.k);
+    queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows_out(s),
+                 *stats);
+  }
 }
 
 template <class T, class Queue>
@@ -56,19 +50,21 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     if (!sum_xhat) sum_xhat = queue.template workspace<Acc>(s.k);
   }
   if (sum || sum_xhat || args.dresidual.data) {
-    const Chunks chunks = cut(rows_out(s), kRowLanes, kMostPartials);
+    const bool by_packs = !why_not_rows<T>(args);
+    const RowPlan rows = by_packs ? gradient_plan<T>(args) : RowPlan{};
+    const Chunks chunks = by_packs ? rows.chunks : cut(rows_out(s), kRowLanes, kMostPartials);
     Acc* partial = sum ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
     Acc* partial_xhat = sum_xhat ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
-    const size_t shared_bytes = sizeof(BlockValues<Acc>);
-    if (chunks.count > 0)
-      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, shared_bytes}, args,
-                   chunks, partial, partial_xhat);
-    const auto merge = [&](const Acc* from, Acc* to) {
-      if (to)
-        queue.launch(sum_chunks<Acc>, {dim3(channel_groups(s.k)), kReduceThreads, shared_bytes}, from, chunks.count, s.k, to);
-    };
-    merge(partial, sum);
-    merge(partial_xhat, sum_xhat);
+    if (chunks.count > 0 && by_packs)
+      launch_gradient_rows<T>(queue, args, rows, partial, partial_xhat);
+    else if (chunks.count > 0)
+      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, sizeof(BlockValues<Acc>)},
+                   args, chunks, partial, partial_xhat);
+    ChunkSum<Acc> sums[] = {{partial, sum}, {partial_xhat, sum_xhat}};
+    if (!sum) std::swap(sums[0], sums[1]);
+    const MergePlan plan = merge_plan(chunks.count, s.k);
+    if (sum || sum_xhat)
+      queue.launch(sum_chunks<Acc>, merge_launch(plan, sum && sum_xhat ? 2 : 1, sizeof(BlockValues<Acc>)), plan, sums[0], sums[1]);
   }
 
   if (args.dx.data && rows_in(s) > 0) {
@@ -93,12 +89,14 @@ void backward_as(Queue& queue, const ConvBackward& args) {
 template <class T, class Queue>
 void normalise_as(Queue& queue, const Normalise& args) {
   const int64_t elements = args.n * args.t * args.p * args.k;
+  if (elements > 0 && !why_not_rows<T>(args)) return launch_rows<T>(queue, args);
   if (elements > 0) queue.launch(normalise_kernel<T>, element_launch(elements), args);
 }
 
 template <class T, class Queue>
 void copy_as(Queue& queue, const CopyRows& args) {
   const int64_t elements = args.n * args.t * args.p * args.c;
+  if (elements > 0 && !why_not_rows<T>(args)) return launch_rows<T>(queue, args);
   if (elements > 0) queue.launch(copy_kernel<T>, element_launch(elements), args);
 }
 

@@ -27,50 +27,104 @@ struct Moments {
 __device__ inline int64_t lane_channel() { return int64_t(blockIdx.x) * kLanes + threadIdx.x % kLanes; }
 __device__ inline int row_lane() { return threadIdx.x / kLanes; }
 
+constexpr int kMostBlockValues = 512;
+
 template <class Value>
 struct BlockValues {
-  Value of[kReduceThreads];
+  Value of[kMostBlockValues];
 };
 
-// Thread t < width gets the values of threads t, t + width, t + 2 * width, ... < threads, folded in this order.
+// Thread t < width gets the values of threads t, t + width, t + 2 * width, ... < threads, folded as a tree whose shape follows
+// from their number alone. Every thread of the block takes part.
 template <class Value, class Fold>
 __device__ Value fold_threads(int threads, int width, Value value, const Fold& fold) {
   auto& shared = shared_memory<BlockValues<Value>>();
-  shared.of[threadIdx.x] = value;
-  __syncthreads();
-  if (int(threadIdx.x) < width)
-    for (int other = threadIdx.x + width; other < threads; other += width) fold(value, shared.of[other]);
+  const int thread = int(threadIdx.x);
+  shared.of[thread] = value;
+  for (int rows = threads / width; rows > 1;) {
+    const int kept = (rows + 1) / 2;
+    __syncthreads();
+    if (thread < (rows - kept) * width) {
+      fold(value, shared.of[thread + kept * width]);
+      shared.of[thread] = value;
+    }
+    rows = kept;
+  }
   __syncthreads();  // before the next fold overwrites what this one reads
   return value;
 }
 
+struct Add {
+  template <class Value>
+  __device__ void operator()(Value& a, const Value& b) const {
+    a += b;
+  }
+};
+
 // The sum over the row lanes of a channel, for row lane 0.
 template <class Acc>
 __device__ Acc sum_row_lanes(Acc value) {
-  return fold_threads(kReduceThreads, kLanes, value, [](Acc& a, Acc b) { a += b; });
+  return fold_threads(kReduceThreads, kLanes, value, Add());
 }
 
-// out[k] = sum over chunks of partial[chunk][k].
+// Merging is latency and little else: as many row lanes as there is use for, each with a few independent loads in flight.
+constexpr int kMergeThreads = 512;
+constexpr int kMergeLoads = 4;
+constexpr int kMostMergeLanes = 64;  // leaves 8 adjacent channels, a 32-byte sector of floats
+static_assert(kMergeThreads <= kMostBlockValues && kReduceThreads <= kMostBlockValues);
+
+// Of partial results (chunks, channels): a block has `columns` adjacent channels times `lanes` row lanes.
+struct MergePlan {
+  int64_t chunks, channels;
+  int columns, lanes;
+
+  __device__ int64_t channel() const { return int64_t(blockIdx.x) * columns + threadIdx.x % columns; }
+  __device__ int lane() const { return threadIdx.x / columns; }
+};
+
+inline MergePlan merge_plan(int64_t chunks, int64_t channels) {
+  const int lanes = int(std::min<int64_t>(std::max<int64_t>(ceil_div(chunks, kMergeLoads), 1), kMostMergeLanes));
+  return {chunks, channels, int(std::min<int64_t>(kMergeThreads / lanes, channels)), lanes};
+}
+
+inline Launch merge_launch(const MergePlan& plan, unsigned merges, size_t shared_bytes) {
+  return {dim3(unsigned(ceil_div(plan.channels, plan.columns)), merges), unsigned(plan.columns * plan.lanes), shared_bytes};
+}
+
+// The fold of a channel's chunks, for row lane 0. Every thread of the block takes part.
+template <class Value, class Fold>
+__device__ Value fold_chunks(const MergePlan& plan, const Value* partial, const Fold& fold) {
+  Value value{};
+  const int64_t channel = plan.channel();
+  if (channel < plan.channels) {
+#pragma unroll kMergeLoads
+    for (int64_t chunk = plan.lane(); chunk < plan.chunks; chunk += plan.lanes)
+      fold(value, partial[chunk * plan.channels + channel]);
+  }
+  return fold_threads(plan.columns * plan.lanes, plan.columns, value, fold);
+}
+
+// to[k] = sum over chunks of from[chunk][k].
 template <class Acc>
-__global__ void __launch_bounds__(kReduceThreads) sum_chunks(const Acc* partial, int64_t chunks, int64_t channels, Acc* out) {
-  const int64_t k = lane_channel();
-  Acc sum = 0;
-  if (k < channels)
-    for (int64_t chunk = row_lane(); chunk < chunks; chunk += kRowLanes) sum += partial[chunk * channels + k];
-  sum = sum_row_lanes(sum);
-  if (row_lane() == 0 && k < channels) out[k] = sum;
+struct ChunkSum {
+  const Acc* from;
+  Acc* to;
+};
+
+// The second sum, in the blocks of the second row, may be absent; then there is no such row.
+template <class Acc>
+__global__ void __launch_bounds__(kMergeThreads) sum_chunks(MergePlan plan, ChunkSum<Acc> first, ChunkSum<Acc> second) {
+  const Acc sum = fold_chunks(plan, blockIdx.y == 0 ? first.from : second.from, Add());
+  if (plan.lane() == 0 && plan.channel() < plan.channels) (blockIdx.y == 0 ? first.to : second.to)[plan.channel()] = sum;
 }
 
 // The statistics of the batch from those of its chunks. Without any row the mean and the variances are 0.
 template <class Acc>
-__global__ void __launch_bounds__(kReduceThreads) merge_statistics(const Moments<Acc>* partial, int64_t chunks, int64_t channels,
-                                                                    int64_t rows, BatchStats out) {
-  const int64_t k = lane_channel();
-  Moments<Acc> batch;
-  if (k < channels)
-    for (int64_t chunk = row_lane(); chunk < chunks; chunk += kRowLanes) batch.merge(partial[chunk * channels + k]);
-  batch = fold_threads(kReduceThreads, kLanes, batch, [](Moments<Acc>& a, const Moments<Acc>& b) { a.merge(b); });
-  if (row_lane() != 0 || k >= channels) return;
+__global__ void __launch_bounds__(kMergeThreads) merge_statistics(MergePlan plan, const Moments<Acc>* partial, int64_t rows,
+                                                                   BatchStats out) {
+  const auto batch = fold_chunks(plan, partial, [](Moments<Acc>& a, const Moments<Acc>& b) { a.merge(b); });
+  const int64_t k = plan.channel();
+  if (plan.lane() != 0 || k >= plan.channels) return;
   const Acc biased = rows ? batch.m2 / Acc(rows) : Acc(0);
   static_cast<Acc*>(out.mean)[k] = batch.mean;
   static_cast<Acc*>(out.invstd)[k] = Acc(1) / sqrt(biased + Acc(out.eps));

@@ -81,6 +81,17 @@ inline Chunks cut(int64_t size, int64_t unit, int64_t most) {
   return {size, length, ceil_div(size, length)};
 }
 
+// Partial results that a reduction over rows leaves at most: enough blocks to fill a large GPU a few times over.
+constexpr int64_t kMostPartials = 1024;
+constexpr int64_t kMostGridYZ = 65535;  // CUDA's limit for gridDim.y and gridDim.z
+
+// The shape of a kernel launch.
+struct Launch {
+  dim3 grid;
+  unsigned threads;
+  size_t shared_bytes;
+};
+
 inline int64_t rows_in(const ConvShape& s) { return s.n * s.t_in * s.p; }
 inline int64_t rows_out(const ConvShape& s) { return s.n * s.t_out * s.p; }
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "slowfast_fast_cuda_host"
 SCHEDULES = ("ascending", "descending", "random")
+SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
@@ -64,7 +66,7 @@ class Harness:
             self._definitions.define("".join(re.findall(r'"([^"]*)"', literals)))
         torch.ops.load_library(library)
         self._controls = ctypes.CDLL(str(library))
-        for name in ("barriers_seen", "try"):
+        for name in ("barriers_seen", "kernels_launched", "try"):
             getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
 
     def __getattr__(self, op: str):
@@ -83,3 +85,9 @@ class Harness:
     def attempt(self, kernel: str) -> str:
         """Runs one of the kernels of instructions.cpp. What went wrong, or ""."""
         return self._controls.cuda_host_try(kernel.encode()).decode()
+
+    def kernels(self, call: Callable[[], object]) -> set[str]:
+        """The names of the kernels that ``call`` launches."""
+        self._controls.cuda_host_forget_launches()
+        call()
+        return set(self._controls.cuda_host_kernels_launched().decode().split())

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
+from op_testing import Judgement
 
 from .build import Harness
 
@@ -119,10 +120,13 @@ def stock(inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool, y: torch.Ten
     return {"y": out.detach()} | {name: t.grad for name, t in zip(names, leaves, strict=True) if t is not None}
 
 
-def run_op(host: Harness, inputs: Inputs, case: Case, bn: bool, tf32: bool = False) -> dict[str, torch.Tensor]:
-    """The op and its backward; of the forward's results also what it saves."""
+def run_op(
+    host: Harness, inputs: Inputs, case: Case, bn: bool, tf32: bool = False, products: bool = True
+) -> dict[str, torch.Tensor]:
+    """The op and its backward; of the forward's results also what it saves. Without `products`, only those gradients
+    that are sums over rows."""
     i = inputs
-    needs = (True, True, i.v1 is not None, i.v2 is not None, i.residual is not None)
+    needs = (products, products, i.v1 is not None and (products or bn), i.v2 is not None, i.residual is not None)
     saved = {}
     if bn:
         y, *statistics = host.temporal_conv_bn(i.x, i.weight, i.v1, i.v2, i.residual, *case.window, 1e-5, i.relu, tf32)
@@ -138,3 +142,14 @@ def run_op(host: Harness, inputs: Inputs, case: Case, bn: bool, tf32: bool = Fal
     for name, grad, need in zip(names, grads, needs, strict=True):
         assert need or grad.shape == (0,), f"{name} was not asked for"
     return {"y": y, **saved} | {name: grad for name, grad, need in zip(names, grads, needs, strict=True) if need}
+
+
+def assert_as_exact_as_pytorch(
+    got: dict[str, torch.Tensor], inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool
+) -> None:
+    own, exact = (stock(inputs, case, precision, bn, got["y"]) for precision in (dtype, torch.float64))
+    for name, value in ((name, value) for name, value in exact.items() if name in got):
+        assert got[name].shape == value.shape, name
+        judgement = Judgement()
+        judgement.add(got[name], own[name], value)
+        assert judgement.ours <= judgement.allowed, f"{name}: {judgement}"

@@ -1,9 +1,12 @@
 #include "cuda_host.h"
 
+#include <cxxabi.h>
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -60,6 +63,8 @@ struct State {
   std::string skipped;
   std::set<std::string> seen;
   std::string seen_text;
+  std::set<std::string> launched;
+  std::string launched_text;
   std::vector<Thread> threads;  // grows, so that stacks are allocated once
   std::vector<Warp> warps;
   Thread* running = nullptr;
@@ -76,6 +81,13 @@ bool skips(const Site& site) {
   const std::string name = site.name();
   state.seen.insert(name);
   return name == state.skipped;
+}
+
+// The names with spaces between them, in `text`, which outlives the call.
+const char* joined(const std::set<std::string>& names, std::string& text) {
+  text.clear();
+  for (const std::string& name : names) text += (text.empty() ? "" : " ") + name;
+  return text.c_str();
 }
 
 void run_thread() {
@@ -221,11 +233,21 @@ void wait_for_groups(size_t but_newest, const Site& site) {
     for (const Copy& copy : groups.front()) copy.happen();
 }
 
-const char* barriers_seen() {
-  state.seen_text.clear();
-  for (const std::string& name : state.seen) state.seen_text += (state.seen_text.empty() ? "" : " ") + name;
-  return state.seen_text.c_str();
+const char* barriers_seen() { return joined(state.seen, state.seen_text); }
+
+// A kernel is an instance of a template and so has a symbol, "void slowfast_fast::cuda::name<...>(...)" when demangled.
+void note_launch(const void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info) || !info.dli_sname) throw std::runtime_error("a kernel without a symbol");
+  const std::unique_ptr<char, void (*)(void*)> demangled{abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr), std::free};
+  std::string name = demangled ? demangled.get() : info.dli_sname;
+  name.erase(std::min(name.find('<'), name.find('(')));
+  state.launched.insert(name.substr(name.rfind(':') + 1));
 }
+
+const char* kernels_launched() { return joined(state.launched, state.launched_text); }
+
+void forget_launches() { state.launched.clear(); }
 
 void skip_barrier(const char* name) { state.skipped = name; }
 

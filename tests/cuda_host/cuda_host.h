@@ -65,6 +65,11 @@ struct alignas(16) Luggage {
 using Combine = void (*)(Luggage (&lanes)[32]);
 const Luggage* meet(const char* instruction, const Site& site, const void* mine, size_t bytes, Combine combine = nullptr);
 
+// The names of the kernels launched since they were last forgotten, separated by spaces.
+void note_launch(const void* kernel);
+const char* kernels_launched();
+void forget_launches();
+
 // Runs kernel() in every thread of every block of the grid.
 void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 

@@ -13,6 +13,7 @@ class HostQueue {
  public:
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), const cuda::Launch& how, const Arguments&... arguments) {
+    cuda_host::note_launch(reinterpret_cast<const void*>(kernel));
     cuda_host::run_grid(how.grid, how.threads, how.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
   }
 

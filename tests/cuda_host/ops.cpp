@@ -18,4 +18,6 @@ extern "C" {
 void cuda_host_set_schedule(int schedule) { cuda_host::set_schedule(static_cast<cuda_host::Schedule>(schedule)); }
 void cuda_host_skip_barrier(const char* name) { cuda_host::skip_barrier(name); }
 const char* cuda_host_barriers_seen() { return cuda_host::barriers_seen(); }
+const char* cuda_host_kernels_launched() { return cuda_host::kernels_launched(); }
+void cuda_host_forget_launches() { cuda_host::forget_launches(); }
 }

@@ -1,0 +1,263 @@
+// The primitives that treat rows one by one, in 16-byte accesses: normalising, the gradient's sums over rows, copying. All three are
+// bound by memory. A thread owns one pack of adjacent channels, keeps what it needs of them in registers, and strides over rows
+// with several independent loads in flight.
+#pragma once
+#include "elementwise.cuh"
+#include "moments.cuh"
+
+namespace slowfast_fast::cuda {
+
+constexpr int kRowThreads = 128;
+constexpr int kRowLoads = 4;           // rows in flight for a thread that reads one or two tensors
+constexpr int kGradientLoads = 2;      // and for one that reads up to three and holds twice the coefficients and sums
+constexpr int kRowBlocksPerSM = 3;     // at least: 12 warps, each with 2 KB or more in flight, outlast the latency of HBM
+constexpr int64_t kMostRowBlocks = 4096;  // several turns of the largest GPUs: a block reads its coefficients once
+static_assert(kRowThreads <= kMostBlockValues);
+
+// 16 bytes of adjacent channels.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T of[kSize];
+};
+
+// Rows as runs of `rows` evenly spaced ones, so that walking along a run takes additions only. A run is the whole tensor, a
+// clip or a frame, whichever is the longest that every tensor at hand allows.
+struct Runs {
+  int64_t rows, count, per_clip;
+
+  // Of the first row of a run.
+  __device__ Position start(int64_t run) const { return {run / per_clip, run % per_clip, 0}; }
+};
+
+template <class... Tensors>
+Runs runs_of(int64_t n, int64_t t, int64_t p, const Tensors&... tensors) {
+  const auto frames_join = [&](const auto& rows) { return !rows.data || t == 1 || rows.stride_t == p * rows.stride_p; };
+  const auto clips_join = [&](const auto& rows) { return !rows.data || n == 1 || rows.stride_n == t * p * rows.stride_p; };
+  if (!(frames_join(tensors) && ...)) return {p, n * t, t};
+  if (!(clips_join(tensors) && ...)) return {t * p, n, 1};
+  return {n * t * p, 1, 1};
+}
+
+// How the rows and packs of a primitive are dealt out: block (x, y) has chunk x of the rows and the y-th group of packs.
+struct RowPlan {
+  Runs runs;
+  Chunks chunks;
+  int64_t channels;
+  int packs, lanes;  // of a block: threads along a row, and rows at a time
+
+  template <class T>
+  __device__ int64_t channel() const {
+    return (int64_t(blockIdx.y) * packs + threadIdx.x % packs) * Pack<T>::kSize;
+  }
+
+  // Calls body(first, rows) for the rows of this thread, `loads` of them at a time: first, first + lanes, ... as far as `rows`
+  // of them are left in the run.
+  template <int loads, class Body>
+  __device__ void walk(const Body& body) const {
+    const int64_t end = chunks.end(blockIdx.x);
+    for (int64_t row = chunks.begin(blockIdx.x); row < end;) {
+      const int64_t run = runs.count == 1 ? 0 : row / runs.rows;
+      const int64_t base = run * runs.rows, stop = (end < base + runs.rows ? end : base + runs.rows) - base;
+      Position at = runs.start(run);
+      for (at.p = row - base + threadIdx.x / packs; at.p < stop; at.p += loads * lanes) body(at, stop - at.p);
+      row = base + stop;
+    }
+  }
+
+  // Packs `channel` of the rows that walk's body was called for; what is not there stays as it is.
+  template <int loads, class T>
+  __device__ void load(Pack<T> (&to)[loads], const Rows& from, const Position& at, int64_t left, int64_t channel) const {
+    const T* row = row_at<T>(from, at) + channel;
+#pragma unroll
+    for (int i = 0; i < loads; ++i)
+      if (i * lanes < left) to[i] = *reinterpret_cast<const Pack<T>*>(row + i * lanes * from.stride_p);
+  }
+
+  template <int loads, class T>
+  __device__ void store(const Pack<T> (&from)[loads], const OutRows& to, const Position& at, int64_t left,
+                        int64_t channel) const {
+    T* row = row_at<T>(to, at) + channel;
+#pragma unroll
+    for (int i = 0; i < loads; ++i)
+      if (i * lanes < left) *reinterpret_cast<Pack<T>*>(row + i * lanes * to.stride_p) = from[i];
+  }
+};
+
+template <class T>
+RowPlan row_plan(const Runs& runs, int64_t channels, int loads, int64_t most_chunks) {
+  const int64_t all = channels / Pack<T>::kSize, packs = ceil_div(all, ceil_div(all, kRowThreads));
+  const int64_t lanes = kRowThreads / packs;
+  return {runs, cut(runs.rows * runs.count, lanes * loads, most_chunks), channels, int(packs), int(lanes)};
+}
+
+template <class T>
+Launch row_launch(const RowPlan& plan, size_t shared_bytes) {
+  const int64_t groups = ceil_div(plan.channels, plan.packs * Pack<T>::kSize);
+  return {dim3(unsigned(plan.chunks.count), unsigned(groups)), unsigned(plan.packs * plan.lanes), shared_bytes};
+}
+
+// Why rows of this many channels cannot be read in packs; nullptr if they can.
+template <class T, class... Tensors>
+const char* why_not_packs(int64_t channels, const Tensors&... tensors) {
+  const auto aligned = [](const auto& rows) {
+    return reinterpret_cast<uintptr_t>(rows.data) % sizeof(Pack<T>) == 0 &&
+           (rows.stride_n | rows.stride_t | rows.stride_p) % Pack<T>::kSize == 0;
+  };
+  if (channels % Pack<T>::kSize != 0) return "the channels are no multiple of 16 bytes";
+  if (channels / Pack<T>::kSize > kRowThreads * kMostGridYZ) return "there are too many channels";
+  if (!(aligned(tensors) && ...)) return "a tensor's rows do not start at multiples of 16 bytes";
+  return nullptr;
+}
+
+// BatchNorm of a pack's channels. BN as in ChannelNorm.
+template <class T>
+struct PackNorm {
+  using Acc = Accumulator<T>;
+  ChannelNorm<Acc> of[Pack<T>::kSize];
+
+  template <class BN>
+  __device__ void read(const BN& bn, int64_t channel) {
+#pragma unroll
+    for (int e = 0; e < Pack<T>::kSize; ++e) of[e] = ChannelNorm<Acc>::of(bn, channel + e);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) normalise_rows(Normalise args, RowPlan plan) {
+  using Acc = Accumulator<T>;
+  const int64_t channel = plan.channel<T>();
+  if (channel >= args.k) return;
+  PackNorm<T> norm;
+  norm.read(args, channel);
+  plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
+    Pack<T> value[kRowLoads], residual[kRowLoads];
+    plan.load(value, args.raw, at, left, channel);
+    if (args.residual.data) plan.load(residual, args.residual, at, left, channel);
+#pragma unroll
+    for (int i = 0; i < kRowLoads; ++i) {
+      if (i * plan.lanes >= left) break;
+#pragma unroll
+      for (int e = 0; e < Pack<T>::kSize; ++e) {
+        Acc y = norm.of[e](Acc(value[i].of[e]));
+        if (args.residual.data) y += Acc(residual[i].of[e]);
+        value[i].of[e] = T(args.relu ? relu(y) : y);
+      }
+    }
+    plan.store(value, args.y, at, left, channel);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) copy_rows(CopyRows args, RowPlan plan) {
+  const int64_t channel = plan.channel<T>();
+  if (channel >= args.c) return;
+  plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
+    Pack<T> value[kRowLoads];
+    plan.load(value, args.from, at, left, channel);
+    plan.store(value, args.to, at, left, channel);
+  });
+}
+
+template <class Acc, int size>
+struct PackSums {
+  Acc of[size] = {};
+
+  __device__ void operator+=(const PackSums& other) {
+    for (int e = 0; e < size; ++e) of[e] += other.of[e];
+  }
+};
+
+// As gradient_sums of backward.cuh. The xhat of a row is the gradient's factor in the second sum, and gives the mask.
+template <class T, bool kBatchNorm>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
+    gradient_sum_rows(ConvBackward args, RowPlan plan, Accumulator<T>* partial, Accumulator<T>* partial_xhat) {
+  using Acc = Accumulator<T>;
+  constexpr int kSize = Pack<T>::kSize;
+  const int64_t channel = plan.channel<T>();
+  const bool inside = channel < args.shape.k;
+  PackSums<Acc, kSize> sum, sum_xhat;
+  if (inside) {
+    PackNorm<T> norm;
+    if constexpr (kBatchNorm) norm.read(args.bn, channel);
+    const bool masks_by_residual = kBatchNorm && args.relu && args.bn.residual.data;
+    plan.walk<kGradientLoads>([&](const Position& at, int64_t left) {
+      Pack<T> grad[kGradientLoads], output[kGradientLoads], residual[kGradientLoads];
+      plan.load(grad, args.grad, at, left, channel);
+      if (kBatchNorm || args.relu) plan.load(output, kBatchNorm ? args.bn.raw : args.y, at, left, channel);
+      if (masks_by_residual) plan.load(residual, args.bn.residual, at, left, channel);
+#pragma unroll
+      for (int i = 0; i < kGradientLoads; ++i) {
+        if (i * plan.lanes >= left) break;
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) {
+          Acc y = Acc(output[i].of[e]);
+          const Acc xhat = kBatchNorm ? norm.of[e].xhat(y) : Acc(0);
+          if (kBatchNorm) y = norm.of[e](y);
+          if (masks_by_residual) y += Acc(residual[i].of[e]);
+          if (args.relu && Acc(T(y)) <= 0) grad[i].of[e] = T(0);
+          const Acc g = Acc(grad[i].of[e]);
+          sum.of[e] += g;
+          sum_xhat.of[e] = fma(g, xhat, sum_xhat.of[e]);
+        }
+      }
+      if (args.dresidual.data) plan.store(grad, args.dresidual, at, left, channel);
+    });
+  }
+  const auto leave = [&](const PackSums<Acc, kSize>& value, Acc* where) {
+    if (!where) return;
+    const auto total = fold_threads(plan.packs * plan.lanes, plan.packs, value, Add());
+    if (int(threadIdx.x) >= plan.packs || !inside) return;
+    for (int e = 0; e < kSize; ++e) where[int64_t(blockIdx.x) * args.shape.k + channel + e] = total.of[e];
+  };
+  leave(sum, partial);
+  leave(sum_xhat, partial_xhat);
+}
+
+// Whether the kernels of this file take a primitive: nullptr, or why they do not.
+
+template <class T>
+const char* why_not_rows(const Normalise& args) {
+  return why_not_packs<T>(args.k, args.raw, args.residual, args.y);
+}
+
+template <class T>
+const char* why_not_rows(const CopyRows& args) {
+  return why_not_packs<T>(args.c, args.from, args.to);
+}
+
+template <class T>
+const char* why_not_rows(const ConvBackward& args) {
+  return why_not_packs<T>(args.shape.k, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual);
+}
+
+template <class T, class Queue>
+void launch_rows(Queue& queue, const Normalise& args) {
+  const Runs runs = runs_of(args.n, args.t, args.p, args.raw, args.residual, args.y);
+  const RowPlan plan = row_plan<T>(runs, args.k, kRowLoads, kMostRowBlocks);
+  queue.launch(normalise_rows<T>, row_launch<T>(plan, 0), args, plan);
+}
+
+template <class T, class Queue>
+void launch_rows(Queue& queue, const CopyRows& args) {
+  const Runs runs = runs_of(args.n, args.t, args.p, args.from, args.to);
+  const RowPlan plan = row_plan<T>(runs, args.c, kRowLoads, kMostRowBlocks);
+  queue.launch(copy_rows<T>, row_launch<T>(plan, 0), args, plan);
+}
+
+template <class T>
+RowPlan gradient_plan(const ConvBackward& args) {
+  const ConvShape& s = args.shape;
+  const Runs runs = runs_of(s.n, s.t_out, s.p, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual);
+  return row_plan<T>(runs, s.k, kGradientLoads, kMostPartials);
+}
+
+template <class T, class Queue>
+void launch_gradient_rows(Queue& queue, const ConvBackward& args, const RowPlan& plan, Accumulator<T>* partial,
+                          Accumulator<T>* partial_xhat) {
+  const auto kernel = args.bn.raw.data ? gradient_sum_rows<T, true> : gradient_sum_rows<T, false>;
+  const size_t shared_bytes = sizeof(BlockValues<PackSums<Accumulator<T>, Pack<T>::kSize>>);
+  queue.launch(kernel, row_launch<T>(plan, shared_bytes), args, plan, partial, partial_xhat);
+}
+
+}  // namespace slowfast_fast::cuda
