@@ -5,17 +5,13 @@ import dataclasses
 import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
-from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, random_inputs, run_op
-from op_testing import dtypes, lay_out
+from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, random_inputs, rows, run_op
+from op_testing import dtypes, lay_out, small_integers
 
 BY_PACKS = {"normalise_rows", "gradient_sum_rows"}
 ONE_BY_ONE = {"normalise_kernel", "gradient_sums"}
-# One pack of channels, several in a number that divides no block, and more than a block has threads.
-CASES = (
-    Case(2, 3, 8, 4, 5, 7, 1),
-    Case(1, 2, 24, 2, 9, 31, 1),
-    Case(2, 1, 2056, 1, 3, 1, 1),
-)
+# Packs in a number that divides no block, and more of them than a block has threads.
+CASES = (Case(1, 2, 72, 2, 9, 31, 1), Case(2, 1, 2056, 1, 3, 1, 1))
 
 
 def pitched(t: torch.Tensor) -> torch.Tensor:
@@ -45,20 +41,21 @@ def test_as_exact_as_pytorch(host: Harness, case: Case, dtype: torch.dtype, bn: 
 
 @pytest.mark.parametrize("left_out", ["v1", "v2", "residual", "relu"])
 def test_with_parts_left_out(host: Harness, left_out: str) -> None:
-    inputs = random_inputs(CASES[1], torch.float16, True, seed=8)
+    inputs = random_inputs(CASES[0], torch.float16, True, seed=8)
     inputs = dataclasses.replace(inputs, **{left_out: False if left_out == "relu" else None})
-    got = without_products(host, inputs, CASES[1], True, BY_PACKS)
-    assert_as_exact_as_pytorch(got, inputs, CASES[1], torch.float16, True)
+    got = without_products(host, inputs, CASES[0], True, BY_PACKS)
+    assert_as_exact_as_pytorch(got, inputs, CASES[0], torch.float16, True)
 
 
 @pytest.mark.parametrize("layout", ["pitched", "time_slice", "batch_slice", "width_slice"])
 @pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
 @dtypes
 def test_slices(host: Harness, dtype: torch.dtype, bn: bool, layout: str) -> None:
-    """Runs of whole tensors, of clips and of frames; the same bits as from the kernels that take one value at a time,
-    but for sums, which depend on their order."""
+    """Runs of whole tensors, of clips and of frames; the same bits as from the kernels that take one value at a time.
+    One pack of channels; gradients whose sum is exact in any order."""
     case = Case(3, 2, 8, 4, 3, 5, 1)
     inputs = random_inputs(case, dtype, True, seed=4)
+    inputs.grad = rows(small_integers(*inputs.grad.shape, dtype=dtype))
 
     def laid_out(layout: str) -> Inputs:
         parts = {name: getattr(inputs, name) for name in ("residual", "grad")}
@@ -67,9 +64,8 @@ def test_slices(host: Harness, dtype: torch.dtype, bn: bool, layout: str) -> Non
 
     by_packs = without_products(host, laid_out(layout), case, bn, BY_PACKS)
     one_by_one = without_products(host, laid_out("channel_slice"), case, bn, ONE_BY_ONE)
-    for name in ("y", "dresidual"):
+    for name in ("y", "dresidual", "dv2"):
         assert torch.equal(by_packs[name], one_by_one[name]), name
-    assert_as_exact_as_pytorch(by_packs, inputs, case, dtype, bn)
 
 
 def test_long_chunks(host: Harness) -> None:

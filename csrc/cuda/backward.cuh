@@ -17,12 +17,13 @@ __global__ void __launch_bounds__(kReduceThreads) gradient_sums(ConvBackward arg
   const int64_t k = lane_channel(), chunk = blockIdx.y;
   Acc sum = 0, sum_xhat = 0;
   if (k < s.k) {
+#pragma unroll 1
     for (int64_t row = chunks.begin(chunk) + row_lane(); row < chunks.end(chunk); row += kRowLanes) {
       const Position at = position_of(row, s.t_out, s.p);
       const Acc g = gradient.masked(at, k);
       if (args.dresidual.data) row_at<T>(args.dresidual, at)[k] = T(g);
       sum += g;
-      if (partial_xhat) sum_xhat = fma(g, ChannelNorm<Acc>::of(args.bn, k).xhat(Acc(row_at<T>(args.bn.raw, at)[k])), sum_xhat);
+      if (partial_xhat) sum_xhat = fma(g, xhat<T>(args.bn, at, k), sum_xhat);
     }
   }
   const auto leave = [&](Acc value, Acc* where) {
@@ -89,11 +90,11 @@ __global__ void __launch_bounds__(kThreads) wgrad_kernel(ConvBackward args, Chun
   }
 }
 
-// One block per output channel: sums the chunks, brings the result to the weight's order and applies factor(k). The affine
+// One block per output channel: brings the sum over all rows, (K, kt, C), to the weight's order and applies factor(k). The affine
 // form's dscale is the product of the weight with the gradient before that factor: sum over rows of g * conv(x).
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads) merge_wgrad(ConvBackward args, int64_t chunks, const Accumulator<T>* partial,
-                                                               Accumulator<T>* dscale) {
+__global__ void __launch_bounds__(kReduceThreads) finish_wgrad(ConvBackward args, const Accumulator<T>* sum,
+                                                                Accumulator<T>* dscale) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   const OutputGradient<T> gradient(args, nullptr, nullptr);
@@ -101,12 +102,11 @@ __global__ void __launch_bounds__(kReduceThreads) merge_wgrad(ConvBackward args,
   auto* dweight = static_cast<T*>(args.dweight);
   Acc product = 0;
   for (int64_t tap = threadIdx.x; tap < taps; tap += blockDim.x) {
-    Acc sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[(chunk * s.k + k) * taps + tap];
+    const Acc value = sum[k * taps + tap];
     const int64_t j = tap / s.c, c = tap - j * s.c;
     const int64_t at = (k * s.c + c) * s.kt + j;
-    if (dweight) dweight[at] = T(gradient.factor(k) * sum);
-    product = fma(Acc(static_cast<const T*>(args.weight)[at]), sum, product);
+    if (dweight) dweight[at] = T(gradient.factor(k) * value);
+    product = fma(Acc(static_cast<const T*>(args.weight)[at]), value, product);
   }
   if (!dscale) return;
   product = fold_threads(kReduceThreads, 1, product, Add());

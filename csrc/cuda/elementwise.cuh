@@ -25,6 +25,13 @@ struct ChannelNorm {
 };
 
 template <class T, class BN>
+__device__ Accumulator<T> xhat(const BN& bn, const Position& at, int64_t k) {
+  using Acc = Accumulator<T>;
+  const ChannelNorm<Acc> norm{static_cast<const Acc*>(bn.mean)[k], static_cast<const Acc*>(bn.invstd)[k], 1, 0};
+  return norm.xhat(Acc(row_at<T>(bn.raw, at)[k]));
+}
+
+template <class T, class BN>
 __device__ Accumulator<T> normalised(const BN& bn, const Position& at, int64_t k) {
   using Acc = Accumulator<T>;
   const Acc value = ChannelNorm<Acc>::of(bn, k)(Acc(row_at<T>(bn.raw, at)[k]));

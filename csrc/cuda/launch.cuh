@@ -81,8 +81,13 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     if (chunks.count > 0)
       queue.launch(wgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args,
                    chunks, sum, sum_xhat, partial);
-    queue.launch(merge_wgrad<T>, {dim3(unsigned(s.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, chunks.count, partial,
-                 scale_product);
+    if (chunks.count != 1) {
+      const MergePlan plan = merge_plan(chunks.count, s.k * taps);
+      const ChunkSum<Acc> sums{partial, queue.template workspace<Acc>(s.k * taps)};
+      queue.launch(sum_chunks<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Acc>)), plan, sums, sums);
+      partial = sums.to;
+    }
+    queue.launch(finish_wgrad<T>, {dim3(unsigned(s.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, partial, scale_product);
   }
 }
 

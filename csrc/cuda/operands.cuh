@@ -84,9 +84,8 @@ class OutputGradient {
   __device__ Acc before_factor(const Position& at, int64_t k) const {
     const Acc g = masked(at, k);
     if (!normalises()) return g;
-    const auto norm = ChannelNorm<Acc>::of(args_.bn, k);
-    const Acc xhat = norm.xhat(Acc(row_at<T>(args_.bn.raw, at)[k]));
-    return (g - sum_[k] * inverse_rows_ - xhat * (sum_xhat_[k] * inverse_rows_)) * norm.invstd;
+    const Acc centred = g - sum_[k] * inverse_rows_ - xhat<T>(args_.bn, at, k) * (sum_xhat_[k] * inverse_rows_);
+    return centred * static_cast<const Acc*>(args_.bn.invstd)[k];
   }
 
   __device__ Acc factor(int64_t k) const { return channel_or(normalises() ? args_.bn.gamma : args_.scale, k, Acc(1)); }
