@@ -33,13 +33,14 @@ struct alignas(16) Words {
 
 namespace slowfast_fast::cuda {
 
-// 16-byte accesses; the address must be a multiple of 16.
+// 16-byte accesses; the address must be a multiple of 16. The store goes to global memory and is spelled out: nvcc cuts some of
+// those that are written as an assignment into words.
 __device__ inline Words load16(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};
 }
 __device__ inline void store16(void* to, const Words& v) {
-  *static_cast<uint4*>(to) = make_uint4(v.of[0], v.of[1], v.of[2], v.of[3]);
+  __stwb(static_cast<uint4*>(to), make_uint4(v.of[0], v.of[1], v.of[2], v.of[3]));
 }
 
 // d += a * b, by a warp. T: Half or BFloat16.

@@ -4,6 +4,7 @@
 #pragma once
 #include "elementwise.cuh"
 #include "moments.cuh"
+#include "ptx.cuh"
 
 namespace slowfast_fast::cuda {
 
@@ -16,9 +17,19 @@ static_assert(kRowThreads <= kMostBlockValues);
 
 // 16 bytes of adjacent channels.
 template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
+struct Pack {
+  static constexpr int kSize = sizeof(Words) / sizeof(T);
   T of[kSize];
+
+  __device__ void load(const T* from) {
+    const Words words = load16(from);
+    memcpy(of, &words, sizeof of);
+  }
+  __device__ void store(T* to) const {
+    Words words;
+    memcpy(&words, of, sizeof of);
+    store16(to, words);
+  }
 };
 
 // Rows as runs of `rows` evenly spaced ones, so that walking along a run takes additions only. A run is the whole tensor, a
@@ -71,7 +82,7 @@ struct RowPlan {
     const T* row = row_at<T>(from, at) + channel;
 #pragma unroll
     for (int i = 0; i < loads; ++i)
-      if (i * lanes < left) to[i] = *reinterpret_cast<const Pack<T>*>(row + i * lanes * from.stride_p);
+      if (i * lanes < left) to[i].load(row + i * lanes * from.stride_p);
   }
 
   template <int loads, class T>
@@ -80,7 +91,7 @@ struct RowPlan {
     T* row = row_at<T>(to, at) + channel;
 #pragma unroll
     for (int i = 0; i < loads; ++i)
-      if (i * lanes < left) *reinterpret_cast<Pack<T>*>(row + i * lanes * to.stride_p) = from[i];
+      if (i * lanes < left) from[i].store(row + i * lanes * to.stride_p);
   }
 };
 
