@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from slowfast_fast.bench.cases import DIRECTIONS, Case
-from slowfast_fast.bench.main import DTYPES
+from slowfast_fast.bench.leg import PRECISIONS, Leg
 from slowfast_fast.bench.measure import Measurement
 from slowfast_fast.bench.network import NetworkCase
 from slowfast_fast.bench.report import busy, heading, machine, rates, table, versions
 from slowfast_fast.bench.run import COMPILED, find_cases, prepare
-from slowfast_fast.bench.summary import summarise
+from slowfast_fast.bench.summary import summary_text
 
 MEASUREMENTS = pytest.StashKey[list[Measurement]]()
 BUSY = pytest.StashKey[str | None]()
@@ -20,9 +20,10 @@ BUSY = pytest.StashKey[str | None]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("slowfast_fast")
     group.addoption("--race-rounds", type=int, default=10, help="rounds of each case (default: 10)")
-    group.addoption("--race-dtype", choices=sorted(DTYPES), default="float32", help="default: float32")
+    group.addoption("--race-dtype", choices=sorted(PRECISIONS), default="float32", help="default: float32")
     group.addoption("--race-device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     group.addoption("--race-crop", type=int, default=224, help="height and width of the clips (default: 224)")
+    group.addoption("--race-batch", type=int, default=1, help="clips (default: 1)")
     group.addoption("--race-threads", type=int, help="CPU threads (default: PyTorch's setting)")
     group.addoption("--race-compile", action="store_true", help=f"also race {COMPILED} (minutes of compilation)")
 
@@ -42,8 +43,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each shape and direction of the op that the test module names."""
     if "case" in metafunc.fixturenames:
         config = metafunc.config
-        dtype, crop = DTYPES[config.getoption("--race-dtype")], config.getoption("--race-crop")
-        cases = find_cases([metafunc.module.OP], list(DIRECTIONS), dtype, crop=crop)
+        leg = Leg(*(config.getoption(f"--race-{name}") for name in ("dtype", "batch", "crop")))
+        cases = find_cases([metafunc.module.OP], list(DIRECTIONS), leg)
         metafunc.parametrize("case", cases, ids=[case.name.split(" ", 1)[1].replace(" ", "-") for case in cases])
 
 
@@ -53,12 +54,13 @@ def race(request: pytest.FixtureRequest, benchmark) -> Callable[[Case | NetworkC
     config = request.config
 
     def run(case: Case | NetworkCase) -> Measurement:
-        measurement, calls = prepare(case, _device(config), compile=config.getoption("--race-compile"))
-        ours = measurement.ours
-        assert ours in measurement.seconds, f"{ours} did not run: {measurement.unavailable[ours]}"
-        rounds = config.getoption("--race-rounds")
-        benchmark.group = DIRECTIONS[case.direction]
-        benchmark.pedantic(calls.run, args=(ours,), setup=lambda: calls.round(without=ours), rounds=rounds)
+        with case.leg.applied():
+            measurement, calls = prepare(case, _device(config), compile=config.getoption("--race-compile"))
+            ours = measurement.ours
+            assert ours in measurement.seconds, f"{ours} did not run: {measurement.unavailable[ours]}"
+            rounds = config.getoption("--race-rounds")
+            benchmark.group = DIRECTIONS[case.direction]
+            benchmark.pedantic(calls.run, args=(ours,), setup=lambda: calls.round(without=ours), rounds=rounds)
         benchmark.extra_info.update(
             bytes=case.bytes,
             flops=case.flops,
@@ -86,7 +88,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line("\n".join(filter(None, lines)) + "\n")
     for measurement in measurements:
         terminalreporter.write_line(table(measurement) + "\n")
-    for line in summarise(measurements):
-        terminalreporter.write_line(str(line))
+    terminalreporter.write_line(summary_text(measurements))
     if not config.getoption("--race-compile"):
         terminalreporter.write_line(f"{COMPILED} was left out; --race-compile takes it in.")

@@ -31,29 +31,35 @@ def info(as_json: bool) -> None:
     "--op", "ops", multiple=True, help="temporal_conv, lateral_concat or slowfast; repeatable  [default: both ops]"
 )
 @click.option("--direction", "directions", multiple=True, help="fwd or bwd; repeatable  [default: both]")
-@click.option("--dtype", default="float32", show_default=True, help="float32, float64, bfloat16 or float16")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    help="float32, tf32, float64, bfloat16 or float16; repeatable  [default: float32]",
+)
 @click.option("--device", help="cpu or cuda  [default: a GPU if there is one]")
 @click.option("--threads", type=int, help="CPU threads  [default: PyTorch's setting]")
 @click.option("--rounds", type=int, help="How often each variant runs")
-@click.option("--crop", type=int, default=224, show_default=True, help="Height and width in pixels, a multiple of 32")
-@click.option("--batch", type=int, default=1, show_default=True, help="Clips")
+@click.option("--crop", "crops", type=int, multiple=True, help="Pixels, a multiple of 32; repeatable  [default: 224]")
+@click.option("--batch", "batches", type=int, multiple=True, help="Clips; repeatable  [default: 1]")
 @click.option("--compile/--no-compile", default=True, help="Whether torch.compile is among the variants")
 @click.option("--quick", is_flag=True, help="A few shapes and rounds: to see that it works, not to measure")
+@click.option("--budget", type=float, help="Seconds after which no case is begun")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs and parameters")
 @click.option("--out", default="slowfast_fast-bench", show_default=True, help="Write OUT.json and OUT.png")
 @click.option("--chart/--no-chart", default=True, help="Whether to draw OUT.png (needs matplotlib)")
-def bench(ops: tuple[str, ...], directions: tuple[str, ...], out: str, chart: bool, **options: Any) -> None:
+def bench(out: str, chart: bool, **options: Any) -> None:
     """Measure the fused ops against stock PyTorch at every shape of SlowFast R50 8x8."""
     from . import bench as benchmarks
     from .bench.chart import require_matplotlib
 
-    chosen: dict[str, Any] = {name: value for name, value in {"ops": ops, "directions": directions}.items() if value}
+    chosen = {name: value for name, value in options.items() if value != ()}
     try:
         if chart:
             require_matplotlib()
     except ImportError as error:
         raise click.ClickException(f"{error}, or leave the chart out with --no-chart") from error
     try:
-        benchmarks.bench(**chosen, json=f"{out}.json", png=f"{out}.png" if chart else None, **options)
+        benchmarks.bench(**chosen, json=f"{out}.json", png=f"{out}.png" if chart else None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

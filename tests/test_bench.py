@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,15 +13,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from slowfast_fast.bench import bench
 from slowfast_fast.bench import run as running
 from slowfast_fast.bench.cases import DIRECTIONS, Case, natively_supported, traffic
-from slowfast_fast.bench.measure import COPY, GEMM, GEMM_SIZE, TOLERANCE, Measurement, Race, disagreement
+from slowfast_fast.bench.leg import Leg
+from slowfast_fast.bench.measure import (
+    COPY,
+    GEMM,
+    GEMM_SIZE,
+    SHORTEST_HOLD,
+    TOLERANCE,
+    CudaClock,
+    Measurement,
+    Race,
+    disagreement,
+)
 from slowfast_fast.bench.network import NetworkCase
 from slowfast_fast.bench.run import find_cases, prepare
 from slowfast_fast.bench.shapes import Shape, network_shapes
-from slowfast_fast.bench.summary import GOALS, STOCK, summarise
+from slowfast_fast.bench.summary import GOALS, STOCK, summarise, summary_text
 from slowfast_fast.bench.variants import OURS, Problem, Unavailable, stock_eager
 from slowfast_fast.reference.slowfast import SlowFast
 
 CPU = torch.device("cpu")
+FLOAT32 = Leg("float32")
 SMALL = {
     "temporal_conv": Shape("temporal_conv", "fast", 2, 2, 8, 16, 3, frames=5, size=3),
     "lateral_concat": Shape("lateral_concat", "lateral", 1, 2, 8, 16, 7, frames=8, size=3, stride=4, slow_channels=24),
@@ -68,7 +81,7 @@ def test_shapes_are_those_of_the_network(depth, crop, batch):
 
 
 def test_names_are_unique():
-    names = [case.name for case in find_cases(running.OPS, list(DIRECTIONS), torch.float32)]
+    names = [case.name for case in find_cases(running.OPS, list(DIRECTIONS), FLOAT32)]
     assert len(set(names)) == len(names) == 2 * (12 + 4 + 1)
 
 
@@ -92,21 +105,21 @@ def test_flops_against_torch(shape, direction):
         y = F.conv3d(x, weight, stride=(shape.stride, 1, 1), padding=(shape.padding, 0, 0))
         if direction == "bwd":
             y.sum().backward()
-    assert Case(shape, direction, torch.float32).flops == counter.get_total_flops()
+    assert Case(shape, direction, FLOAT32).flops == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("op", SMALL)
-def test_bytes_against_real_tensors(op, dtype):
+def test_bytes_against_real_tensors(op, precision):
     def size(*tensors: Tensor | None) -> int:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    forward = Problem.random(Case(SMALL[op], "fwd", dtype), CPU)
+    forward = Problem.random(Case(SMALL[op], "fwd", Leg(precision, 2)), CPU)
     y = stock_eager(forward)()["y"]
     # Folded BatchNorm is two vectors; slow is in y once more.
     assert forward.case.bytes == size(forward.x, forward.weight, forward.gamma, forward.beta, forward.slow, y)
 
-    step = Problem.random(Case(SMALL[op], "bwd", dtype), CPU)
+    step = Problem.random(Case(SMALL[op], "bwd", Leg(precision, 2)), CPU)
     results = stock_eager(step)()
     raw = y[:, SMALL[op].slow_channels :].clone()
     moved = {
@@ -121,9 +134,7 @@ def test_bytes_against_real_tensors(op, dtype):
 
 def test_case_is_checked():
     with pytest.raises(ValueError, match=r"direction: expected one of .*'bwd', 'fwd'.*, got 'train'"):
-        Case(SMALL["temporal_conv"], "train", torch.float32)
-    with pytest.raises(ValueError, match=r"dtype: expected one of .*got torch\.int8"):
-        Case(SMALL["temporal_conv"], "fwd", torch.int8)
+        Case(SMALL["temporal_conv"], "train", FLOAT32)
 
 
 def test_network_flops():
@@ -140,15 +151,15 @@ def test_network_flops():
             if isinstance(module, (nn.Conv3d, nn.Linear)):
                 module.register_forward_hook(count)
         model([torch.empty(1, 3, frames, 224, 224) for frames in (8, 32)])
-    flops = NetworkCase(224, 1, "fwd", torch.float32).flops
+    flops = NetworkCase(FLOAT32, "fwd").flops
     assert flops == counted
     assert flops == pytest.approx(2 * 50.58e9, rel=0.01)
     # In training every layer has a wgrad, and every one but the two stems a dgrad.
-    assert 2.8 * flops < NetworkCase(224, 1, "bwd", torch.float32).flops < 3 * flops
+    assert 2.8 * flops < NetworkCase(FLOAT32, "bwd").flops < 3 * flops
 
 
 def measurement(shape: Shape | None, direction: str = "fwd", **milliseconds: list[float]) -> Measurement:
-    case = Case(shape, direction, torch.float32) if shape else NetworkCase(224, 1, direction, torch.float32)
+    case = Case(shape, direction, FLOAT32) if shape else NetworkCase(FLOAT32, direction)
     names = {"ours": OURS, "stock": STOCK, "copy": COPY, "gemm": GEMM}
     found = Measurement(case, "cpu", OURS)
     found.seconds = {names[name]: [value / 1e3 for value in values] for name, values in milliseconds.items()}
@@ -204,7 +215,7 @@ def test_verdict(stock, met, word):
     assert (answer.target, answer.met) == (2.0, met)
     assert word in str(answer)
     for run in runs:
-        run.device = "cuda"  # the targets are the CPU's
+        run.case = replace(run.case, leg=Leg("bfloat16"))  # the CPU's targets are for float32
     assert summarise(runs)[0].met is None
 
 
@@ -214,11 +225,47 @@ def test_worst_shape():
     assert worst.ratio == 2.0
 
 
-def test_every_goal_can_be_answered():
+@pytest.mark.parametrize("device", GOALS)
+def test_every_goal_can_be_answered(device):
     shapes = [*network_shapes(), None]
-    runs = [measurement(shape, direction, ours=[1.0], stock=[2.0]) for shape in shapes for direction in DIRECTIONS]
-    assert [answer.goal for answer in summarise(runs)] == list(GOALS)
+    # Every second shape is bound by memory, the others by the matrix product.
+    times = {"ours": [1.0], "stock": [2.0], "copy": [0.5]}
+    runs = [
+        measurement(shape, direction, **times, gemm=[1e-9 if i % 2 else 1e9])
+        for i, shape in enumerate(shapes)
+        for direction in DIRECTIONS
+    ]
+    for run in runs:
+        run.device = device
+    assert [answer.goal for answer in summarise(runs)] == list(GOALS[device])
     assert all(answer.measured == answer.expected for answer in summarise(runs))
+
+
+def test_targets_on_a_gpu():
+    shapes = [shape for shape in network_shapes() if shape.op == "lateral_concat"]
+    runs = [measurement(shape, ours=[1.0], stock=[3.1], copy=[0.8], gemm=[1e-9]) for shape in shapes]
+    for run in runs:
+        run.device, run.case = "cuda", replace(run.case, leg=Leg("bfloat16", 8))
+        run.seconds["stock channels_last_3d"] = [1.2e-3]
+    runs[1].seconds["conv2d view"] = [0.9e-3]
+    runs[2].seconds["copy"] = [0.6e-3]
+    stock, fastest, memory = summarise(runs)
+    assert (stock.ratio, stock.target, stock.met) == (pytest.approx(3.1), 3.0, True)
+    assert (fastest.ratio, fastest.target, fastest.met) == (pytest.approx(0.9), 1.0, False)
+    assert (memory.ratio, memory.target, memory.met) == (pytest.approx(0.6), 0.7, False)
+    assert "worst memory-bound shape of the network, against the limit" in str(memory)
+    assert "60%  target 70% MISSED" in str(memory)
+    assert summary_text(runs).startswith("bfloat16, batch 8, 224 x 224:\n")
+    missing = summarise(runs[:3])
+    assert [(answer.measured, answer.expected, answer.met) for answer in missing] == [(3, 4, None)] * 3
+
+
+def test_legs_are_summarised_apart():
+    shape = next(shape for shape in network_shapes() if shape.op == "lateral_concat")
+    runs = [measurement(shape, ours=[1.0], stock=[2.0]), measurement(shape, ours=[1.0], stock=[5.0])]
+    runs[1].case = replace(runs[1].case, leg=Leg("float32", 8))
+    ratios = {answer.leg: answer.ratio for answer in summarise(runs) if answer.goal.baseline == "stock"}
+    assert ratios == {FLOAT32: pytest.approx(2), Leg("float32", 8): pytest.approx(5)}
 
 
 def test_race_interleaves_and_rotates():
@@ -247,13 +294,14 @@ def test_disagreement():
     assert "relative error of dx" in disagreement({**right, "dx": right["dx"] * float("nan")}, exact, tolerance)[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("op", SMALL)
-def test_every_variant_gives_the_same_numbers(op, direction, dtype):
-    found, race = prepare(Case(SMALL[op], direction, dtype), CPU, compile=False, seed=torch.seed() % 2**31)
+def test_every_variant_gives_the_same_numbers(op, direction, precision):
+    leg = Leg(precision, 2)
+    found, race = prepare(Case(SMALL[op], direction, leg), CPU, compile=False, seed=torch.seed() % 2**31)
     absent = {"torch.compile", f"{OURS} cuda"}
-    if direction == "bwd" or dtype is torch.float64 or not natively_supported(dtype, CPU):
+    if direction == "bwd" or leg.dtype is torch.float64 or not natively_supported(leg.dtype, CPU):
         absent.add("mkldnn post-op")
     assert set(found.unavailable) == absent, found.unavailable
     assert set(found.variants) == {
@@ -269,7 +317,7 @@ def test_every_variant_gives_the_same_numbers(op, direction, dtype):
 
 
 def test_compiled_variant():
-    found, _ = prepare(Case(SMALL["temporal_conv"], "fwd", torch.float32), CPU)
+    found, _ = prepare(Case(SMALL["temporal_conv"], "fwd", FLOAT32), CPU)
     assert "torch.compile" in found.variants, found.unavailable
 
 
@@ -283,14 +331,14 @@ def test_wrong_or_absent_variants_are_left_out(monkeypatch):
 
     monkeypatch.setitem(running.STOCK, "wrong", wrong)
     monkeypatch.setitem(running.STOCK, "absent", absent)
-    found, race = prepare(Case(SMALL["temporal_conv"], "fwd", torch.float32), CPU, compile=False)
+    found, race = prepare(Case(SMALL["temporal_conv"], "fwd", FLOAT32), CPU, compile=False)
     assert "relative error of y against float64" in found.unavailable["wrong"]
     assert found.unavailable["absent"] == "not today"
     assert {"wrong", "absent"}.isdisjoint(race.calls)
 
 
 def test_network_variants_agree():
-    found, _ = prepare(NetworkCase(64, 1, "bwd", torch.float32), CPU, compile=False)
+    found, _ = prepare(NetworkCase(Leg("float32", crop=64), "bwd"), CPU, compile=False)
     assert found.variants == ["stock", "stock channels_last_3d", OURS], found.unavailable
 
 
@@ -298,7 +346,7 @@ def test_quick_run_writes_everything(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the chart needs matplotlib")
     threads = torch.get_num_threads()
     json_path, png_path = tmp_path / "run.json", tmp_path / "run.png"
-    bench(quick=True, crop=32, rounds=2, threads=1, json=json_path, png=png_path)
+    bench(quick=True, crops=[32], rounds=2, threads=1, json=json_path, png=png_path)
     assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
     assert "temporal_conv fast res2 8->8 32x8x8 fwd" in printed
@@ -306,21 +354,24 @@ def test_quick_run_writes_everything(tmp_path, capsys):
     assert png_path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
     document = json.loads(json_path.read_text())
-    assert set(document) == {"schema", "date", "versions", "machine", "settings", "summary", "cases"}
-    assert document["schema"] == 1
+    assert set(document) == {"schema", "date", "versions", "machine", "settings", "summary", "cases", "left_out"}
+    assert document["schema"] == 2
+    assert document["left_out"] == []
     assert document["machine"]["threads"] == 1
     assert {"cpu", "cpu_capability", "load_average"} <= set(document["machine"])
-    assert {"commit", "torch", "python", "slowfast_fast"} <= set(document["versions"])
+    assert {"commit", "torch", "cuda", "cudnn", "triton", "driver", "python", "slowfast_fast"} <= set(
+        document["versions"]
+    )
     assert document["settings"]["rounds"] == 2
     assert len(document["cases"]) == 6  # fast, slow and lateral, in both directions
     for case in document["cases"]:
-        assert {"name", "direction", "dtype", "shape", "bytes", "flops", "limit", "ours", "variants"} <= set(case)
+        assert {"name", "direction", "leg", "shape", "bytes", "flops", "limit", "ours", "variants"} <= set(case)
         assert case["ours"] in case["variants"]
         assert all(len(variant["seconds"]) == 2 for variant in case["variants"].values())
         stock, ours = case["variants"]["stock"], case["variants"][case["ours"]]
         assert ours["speedup_over_stock"] == pytest.approx(stock["median"] / ours["median"])
         assert ours["gigabytes_per_second"] == pytest.approx(case["bytes"] / ours["median"] / 1e9)
-    assert all({"goal", "target", "ratio", "met"} <= set(line) for line in document["summary"])
+    assert all({"goal", "leg", "target", "ratio", "met"} <= set(line) for line in document["summary"])
 
 
 @pytest.mark.parametrize(
@@ -328,11 +379,13 @@ def test_quick_run_writes_everything(tmp_path, capsys):
     [
         ({"ops": ["conv"]}, "ops: expected some of .*'temporal_conv'.*, got 'conv'"),
         ({"directions": ["train"]}, "directions: expected some of .*'fwd'.*, got 'train'"),
-        ({"dtype": "int8"}, "dtype: expected one of .*'float32'.*, got 'int8'"),
+        ({"dtypes": ["int8"]}, "dtype: expected one of .*'float32'.*, got 'int8'"),
+        ({"dtypes": ["tf32"], "device": "cpu"}, "dtype: tf32 is for a GPU"),
+        ({"batches": [0]}, "batch: expected at least 1, got 0"),
         ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
         ({"threads": 0}, "threads: expected at least 1, got 0"),
         ({"rounds": 0}, "rounds: expected at least 1, got 0"),
-        ({"crop": 100}, "crop: expected a positive multiple of 32, got 100"),
+        ({"crops": [100]}, "crop: expected a positive multiple of 32, got 100"),
         ({"json": "no/such/folder/run.json"}, "json: the folder of no/such/folder/run.json does not exist"),
     ],
 )
@@ -346,3 +399,76 @@ def test_chart_needs_matplotlib(monkeypatch, tmp_path, capsys):
     with pytest.raises(ImportError, match="pip install matplotlib"):
         bench(png=tmp_path / "run.png")
     assert capsys.readouterr().out == ""  # nothing was measured
+
+
+def test_budget(tmp_path, capsys):
+    """The legs come in the order asked for, and what there was no time for is named."""
+    path = tmp_path / "run.json"
+    legs = {"dtypes": ["float32", "bfloat16"], "batches": [1, 2], "crops": [32]}
+    bench(
+        ops=["lateral_concat"], directions=["fwd"], device="cpu", compile=False, rounds=1, budget=0, json=path, **legs
+    )
+    document = json.loads(path.read_text())
+    assert document["cases"] == []
+    names = [case["leg"] for case in document["left_out"]]
+    assert list(dict.fromkeys(names)) == [
+        f"{dtype}, batch {batch}, 32 x 32" for batch in (1, 2) for dtype in ("float32", "bfloat16")
+    ]
+    assert len(names) == 4 * 4
+    assert {case["reason"] for case in document["left_out"]} == {"the time was up"}
+    assert "16 of 16 cases were left out" in capsys.readouterr().out
+
+
+def test_a_failing_case_is_no_end(tmp_path, monkeypatch):
+    """The others are measured and written, and the failure is told twice: in the document and by the exit."""
+
+    def prepare_some(case, *arguments, **options):
+        if case.shape.stage == 2:
+            raise RuntimeError("no such kernel")
+        return prepare(case, *arguments, **options)
+
+    monkeypatch.setattr(running, "prepare", prepare_some)
+    path = tmp_path / "run.json"
+    with pytest.raises(RuntimeError, match="1 of 4 cases failed"):
+        bench(ops=["lateral_concat"], directions=["fwd"], device="cpu", compile=False, rounds=1, crops=[32], json=path)
+    document = json.loads(path.read_text())
+    assert len(document["cases"]) == 3
+    assert [case["reason"] for case in document["left_out"]] == ["failed: no such kernel"]
+
+
+def test_settings_of_a_leg():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    for precision, allowed in (("tf32", True), ("float32", False)):
+        with Leg(precision).applied():
+            assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (allowed, allowed, True)
+        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == before
+
+
+def test_device_is_held_until_the_call_is_queued(monkeypatch):
+    """The clock of a GPU, on pretended events: it repeats the call with a longer hold while the device gets there
+    first."""
+    held: list[int] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def query(self) -> bool:
+            return held[-1] < 4 * SHORTEST_HOLD
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", held.append)
+    clock = CudaClock(CPU)
+    calls: list[int] = []
+    assert clock.time(lambda: calls.append(len(held))) == 3e-3
+    assert held == [SHORTEST_HOLD, 2 * SHORTEST_HOLD, 4 * SHORTEST_HOLD]
+    assert clock.time(lambda: calls.append(len(held))) == 3e-3
+    assert calls == [1, 2, 3, 4]  # the second call found the hold long enough

@@ -99,7 +99,7 @@ def test_bench_passes_its_options_on(monkeypatch):
     (call,) = calls
     assert call["ops"] == ("lateral_concat", "slowfast")
     assert call["directions"] == ("fwd",)
-    assert (call["dtype"], call["threads"], call["compile"], call["rounds"]) == ("bfloat16", 2, False, None)
+    assert (call["dtypes"], call["threads"], call["compile"], call["rounds"]) == (("bfloat16",), 2, False, None)
     assert (call["json"], call["png"]) == ("run.json", None)
 
 

@@ -10,6 +10,7 @@ from math import prod
 
 import torch
 
+from .leg import Leg
 from .shapes import Shape
 
 DIRECTIONS = {"fwd": "eval forward", "bwd": "training forward and backward"}
@@ -18,17 +19,19 @@ ELEMENT_SIZE = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.flo
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape, in a direction and a dtype. `direction` is a key of `DIRECTIONS`."""
+    """An op at a shape of a leg, in a direction, which is a key of `DIRECTIONS`."""
 
     shape: Shape
     direction: str
-    dtype: torch.dtype
+    leg: Leg
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction: expected one of {sorted(DIRECTIONS)}, got {self.direction!r}")
-        if self.dtype not in ELEMENT_SIZE:
-            raise ValueError(f"dtype: expected one of {sorted(map(str, ELEMENT_SIZE))}, got {self.dtype}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.leg.dtype
 
     @property
     def name(self) -> str:

@@ -1,19 +1,24 @@
 """`bench`: what `python -m slowfast_fast bench` runs."""
 
+import itertools
 import json as json_module
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
+from .leg import Leg
+from .measure import Measurement
 from .network import NetworkCase
 from .report import busy, document, heading, machine, table
 from .run import find_cases, run
-from .summary import summarise
+from .summary import summary_text
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDS, QUICK_ROUNDS = 15, 3
 
 
@@ -21,51 +26,57 @@ def bench(
     *,
     ops: Sequence[str] = ("temporal_conv", "lateral_concat"),
     directions: Sequence[str] = tuple(DIRECTIONS),
-    dtype: str = "float32",
+    dtypes: Sequence[str] = ("float32",),
+    batches: Sequence[int] = (1,),
+    crops: Sequence[int] = (224,),
     device: str | None = None,
     threads: int | None = None,
     rounds: int | None = None,
-    crop: int = 224,
-    batch: int = 1,
     compile: bool = True,
     json: str | Path | None = None,
     png: str | Path | None = None,
     quick: bool = False,
+    budget: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Measure ours against stock at every shape of SlowFast R50 8x8 and print the table and the summary.
+    """Measure ours against stock at every shape of SlowFast R50 8x8 and print the tables and the summary.
 
     Args:
         ops: of "temporal_conv", "lateral_concat" and "slowfast" (the whole network).
         directions: "fwd" (eval forward) and "bwd" (training forward and backward).
-        dtype: float32, float64, bfloat16 or float16.
+        dtypes: of float32, tf32 (float32 that a GPU may round to TF32), float64, bfloat16 and float16.
+        batches: clips.
+        crops: height and width in pixels (multiples of 32).
         device: "cpu" or "cuda", by default a GPU if there is one.
         threads: CPU threads for this call, by default PyTorch's setting.
         rounds: how often each variant runs, by default 15.
-        crop, batch: height and width in pixels (a multiple of 32), and clips.
         compile: whether torch.compile is among the variants (seconds to compile each case).
-        json, png: where to write the document and the chart.
+        json, png: where to write the document, and the chart of the first dtype, batch and crop.
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
+        budget: seconds after which no case is begun; the document names those left out. The crops, in each the
+            batches, in each the dtypes are measured in the order given.
         seed: of the inputs and parameters.
 
     Raises:
         ValueError: a value is not one of those above.
         ImportError: the chart needs matplotlib. Both come before anything is measured.
+        RuntimeError: cases failed; everything that could be measured has been, and is written.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
-    for argument, value in (("threads", threads), ("rounds", rounds), ("batch", batch)):
+    for argument, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"{argument}: expected at least 1, got {value}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
+    if place.type == "cpu" and "tf32" in dtypes:
+        raise ValueError("dtype: tf32 is for a GPU, on a CPU float32 is never rounded to it")
     for argument, path in (("json", json), ("png", png)):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{argument}: the folder of {path} does not exist")
     if png is not None:
         require_matplotlib()
-    cases = find_cases(ops, directions, DTYPES[dtype], crop=crop, batch=batch)
+    legs = [Leg(dtype, batch, crop) for crop, batch, dtype in itertools.product(crops, batches, dtypes)]
+    cases = [case for leg in legs for case in find_cases(ops, directions, leg)]
     if quick:
         cases = list({_kind(case): case for case in reversed(cases)}.values())[::-1]
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
@@ -74,22 +85,63 @@ def bench(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
-        settings = {"dtype": dtype, "device": str(place), "rounds": rounds, "crop": crop, "batch": batch}
-        settings |= {"compile": compile, "quick": quick, "seed": seed}
+        settings: dict[str, Any] = {"legs": [asdict(leg) for leg in legs], "device": str(place), "rounds": rounds}
+        settings |= {"compile": compile, "quick": quick, "budget": budget, "seed": seed}
         found = machine(place)
         print("\n".join(filter(None, (heading(found), busy(found)))), end="\n\n")
-        measurements = []
-        for measurement in run(cases, place, rounds=rounds, compile=compile, seed=seed):
-            print(table(measurement), end="\n\n", flush=True)
-            measurements.append(measurement)
-        print("\n".join(map(str, summarise(measurements))))
+        measurements: list[Measurement] = []
+        left_out: list[dict[str, str]] = []
+        clock = Budget(budget)
+        for case in cases:
+            if not clock.has_room_for(case):
+                left_out.append(_without(case, "the time was up"))
+                continue
+            try:
+                measurements.append(run(case, place, rounds=rounds, compile=compile, seed=seed))
+            except RuntimeError as error:  # the others are still worth measuring
+                left_out.append(_without(case, f"failed: {error}"))
+                print(f"{case.name} ({case.leg}) failed: {error}", end="\n\n", flush=True)
+            else:
+                print(table(measurements[-1]), end="\n\n", flush=True)
+            clock.took(case)
+        print(summary_text(measurements))
+        if left_out:
+            print(f"{len(left_out)} of {len(cases)} cases were left out; the document names them and says why")
         if json is not None:
-            Path(json).write_text(json_module.dumps(document(measurements, found, settings), indent=1) + "\n")
+            Path(json).write_text(json_module.dumps(document(measurements, found, settings, left_out), indent=1) + "\n")
         if png is not None:
-            draw(measurements, png, heading(found))
+            draw([measurement for measurement in measurements if measurement.case.leg == legs[0]], png, heading(found))
+        if failed := sum(case["reason"].startswith("failed") for case in left_out):
+            raise RuntimeError(f"{failed} of {len(cases)} cases failed")
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _kind(case: Case | NetworkCase) -> tuple[str, ...]:
-    return (case.shape.op, case.shape.pathway, case.direction) if isinstance(case, Case) else (case.name,)
+class Budget:
+    """Seconds for a run: a case is begun if one that took as long as the longest of its kind would still fit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = float("inf") if seconds is None else time.monotonic() + seconds
+        self._longest: dict[tuple[str, str], float] = {}
+        self._begun = 0.0
+
+    def has_room_for(self, case: Case | NetworkCase) -> bool:
+        self._begun = time.monotonic()
+        return self._begun + self._longest.get(self._kind(case), 0.0) <= self._end
+
+    def took(self, case: Case | NetworkCase) -> None:
+        kind = self._kind(case)
+        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - self._begun)
+
+    @staticmethod
+    def _kind(case: Case | NetworkCase) -> tuple[str, str]:
+        return type(case).__name__, case.direction
+
+
+def _without(case: Case | NetworkCase, reason: str) -> dict[str, str]:
+    return {"name": case.name, "leg": str(case.leg), "reason": reason}
+
+
+def _kind(case: Case | NetworkCase) -> tuple[object, ...]:
+    of_shape = (case.shape.op, case.shape.pathway, case.direction) if isinstance(case, Case) else (case.name,)
+    return case.leg, *of_shape

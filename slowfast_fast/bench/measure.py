@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from .cases import Case, natively_supported
+from .leg import Leg
 from .network import NetworkCase
+from .variants import OURS
 
 COPY, GEMM = "copy", "gemm"
+# Baselines that are no variant: the fastest one of stock, and what the machine can do at best.
+FASTEST_STOCK, LIMIT = "the fastest stock variant", "the limit"
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 L2_FLUSH_BYTES = 256 << 20
+# Clock cycles of a GPU: about 0.1 ms, and 50 ms, longer than any case but a whole network takes to launch (which keeps
+# the device busy for longer than that).
+SHORTEST_HOLD, LONGEST_HOLD = 200_000, 100_000_000
+LARGE_COPY_BYTES = 2 << 30
 # Largest relative L2 error against float64 with which a variant still counts as doing the same work: of the result, of
 # a gradient. This only keeps a broken variant out of the table, the tests judge exactness. A pre-activation that rounds
 # to the other side of zero flips a whole element of the ReLU mask, hence the wide bounds for gradients.
@@ -47,19 +55,29 @@ class CpuClock:
 
 
 class CudaClock:
-    """Seconds on the device between two events around one call, its L2 cache flushed before."""
+    """Seconds on the device between two events around one call, its L2 cache flushed before.
+
+    The device is held back until the host has queued the whole call, for as many cycles as that takes: what is timed
+    is the work on the device, not how fast Python launches it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device)
+        self._hold = SHORTEST_HOLD
 
     def time(self, call: Callable[[], object]) -> float:
-        self._flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        while True:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(self._hold)
+            self._flush.zero_()
+            start.record()
+            call()
+            end.record()
+            too_short = start.query()
+            end.synchronize()
+            if not too_short or self._hold >= LONGEST_HOLD:
+                return start.elapsed_time(end) / 1e3
+            self._hold *= 2
 
 
 def clock_for(device: torch.device) -> CpuClock | CudaClock:
@@ -92,23 +110,36 @@ class Race:
         self._rounds += 1
 
 
-def tolerance(
-    table: Mapping[torch.dtype, tuple[float, float]], dtype: torch.dtype, device: torch.device
-) -> tuple[float, float]:
-    """The entry of a tolerance table for a dtype as PyTorch is set up to compute with it on the device."""
-    tf32 = device.type == "cuda" and dtype is torch.float32 and torch.backends.cudnn.allow_tf32
-    return table[torch.float16 if tf32 else dtype]  # TF32 rounds inputs to as many bits as float16
+def tolerance(table: Mapping[torch.dtype, tuple[float, float]], leg: Leg, device: torch.device) -> tuple[float, float]:
+    """The entry of a tolerance table for the precision of a leg on the device."""
+    rounds = leg.tf32 and device.type == "cuda"
+    return table[torch.float16 if rounds else leg.dtype]  # TF32 rounds inputs to as many bits as float16
 
 
 def limits(case: Case | NetworkCase, device: torch.device) -> dict[str, Callable[[], object]]:
     """The two calls that measure what the machine can do: see the module's docstring."""
-    half = case.bytes // 2
-    source, target = (torch.zeros(half, dtype=torch.int8, device=device) for _ in range(2))
+    source, target = copy_buffers(case.bytes, device)
     n = GEMM_SIZE[device.type]
     # Where the dtype is emulated, float32 is what a kernel computes in and so the rate that limits it.
     dtype = case.dtype if natively_supported(case.dtype, device) else torch.float32
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return {COPY: lambda: target.copy_(source), GEMM: lambda: torch.mm(a, b)}
+
+
+def copy_buffers(moved: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A source of random bytes and a target; a copy reads and writes `moved` bytes in all."""
+    source = torch.empty(moved // 2, dtype=torch.int8, device=device).random_()
+    return source, torch.empty_like(source)
+
+
+def large_copy_rate(device: torch.device) -> float:
+    """10^9 bytes, read and written, a second in a copy that is far larger than any cache."""
+    source, target = copy_buffers(LARGE_COPY_BYTES, device)
+    race = Race({COPY: lambda: target.copy_(source)}, clock_for(device))
+    race.warm_up()
+    for _ in range(5):
+        race.round()
+    return LARGE_COPY_BYTES / statistics.median(race.seconds[COPY]) / 1e9
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:
@@ -167,11 +198,20 @@ class Measurement:
         return (high - low) / middle
 
     def ratio(self, baseline: str, name: str | None = None) -> float | None:
-        """How many times faster `name` (by default ours) is than the baseline; None when one of the two did not run."""
-        name = name or self.ours
-        if name not in self.seconds or baseline not in self.seconds:
-            return None
-        return self.median(baseline) / self.median(name)
+        """How many times faster `name` (by default ours) is than the baseline; None when one of the two did not run.
+
+        A baseline is a variant, `FASTEST_STOCK` or `LIMIT` (then below 1 as a rule).
+        """
+        name, theirs = name or self.ours, self.baseline_seconds(baseline)
+        return None if theirs is None or name not in self.seconds else theirs / self.median(name)
+
+    def baseline_seconds(self, baseline: str) -> float | None:
+        if baseline == LIMIT:
+            return self.limit_seconds
+        if baseline == FASTEST_STOCK:
+            stock = [self.median(name) for name in self.variants if not name.startswith(OURS)]
+            return min(stock, default=None)
+        return self.median(baseline) if baseline in self.seconds else None
 
     def gigabytes_per_second(self, name: str) -> float:
         return self.case.bytes / self.median(name) / 1e9

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models import create_slowfast
 from ..reference.slowfast import SlowFast
 from .cases import ELEMENT_SIZE
+from .leg import Leg
 from .variants import Runner, compile_module, compile_now
 
 OP = "slowfast"
@@ -21,12 +22,22 @@ SLOW_FRAMES, ALPHA = 8, 4
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """SlowFast R50 8x8 on clips of `crop` x `crop` pixels; `direction` as in `cases.DIRECTIONS`."""
+    """SlowFast R50 8x8 on the clips of a leg; `direction` as in `cases.DIRECTIONS`."""
 
-    crop: int
-    batch: int
+    leg: Leg
     direction: str
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.leg.dtype
+
+    @property
+    def crop(self) -> int:
+        return self.leg.crop
+
+    @property
+    def batch(self) -> int:
+        return self.leg.batch
 
     @property
     def name(self) -> str:

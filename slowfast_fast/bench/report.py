@@ -6,17 +6,18 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._version import __version__
-from .measure import Measurement
+from .measure import Measurement, large_copy_rate
 from .network import NetworkCase
 from .summary import STOCK, summarise
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def table(measurement: Measurement) -> str:
@@ -24,7 +25,7 @@ def table(measurement: Measurement) -> str:
     case = measurement.case
     copy, gemm = measurement.copy_gigabytes_per_second, measurement.gemm_gigaflops_per_second
     lines = [
-        f"{case.name}: {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
+        f"{case.name} ({case.leg}): {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
         f"(copy {copy:.1f} GB/s, gemm {gemm:.0f} GFLOP/s)",
         f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{'GB/s':>8}{'GFLOP/s':>9}{'% limit':>9}{'error':>9}",
     ]
@@ -57,6 +58,10 @@ def machine(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         found["gpu"] = properties.name
         found["compute_capability"] = f"{properties.major}.{properties.minor}"
+        found["multiprocessors"] = properties.multi_processor_count
+        found["l2_bytes"] = properties.L2_cache_size
+        found["memory_bytes"] = properties.total_memory
+        found["large_copy_gigabytes_per_second"] = round(large_copy_rate(device), 1)
     return found
 
 
@@ -85,17 +90,24 @@ def versions() -> dict[str, str | None]:
         "commit": _commit(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": _cudnn(),
+        "triton": _triton(),
+        "driver": _driver(),
         "python": platform.python_version(),
         "os": platform.platform(),
     }
 
 
 def document(
-    measurements: Sequence[Measurement], machine: Mapping[str, Any], settings: Mapping[str, Any]
+    measurements: Sequence[Measurement],
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    left_out: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """The JSON document of a run. Times are seconds, one per round; rates are 10^9 bytes and operations per second.
 
-    `machine` is as it was before the run, because its load average is to show what else ran.
+    `machine` is as it was before the run, because its load average is to show what else ran. `left_out` names the
+    cases that were asked for and not measured, each with its leg and the reason.
     """
     return {
         "schema": SCHEMA,
@@ -106,6 +118,7 @@ def document(
         "summary": [
             {
                 "goal": str(answer.goal),
+                "leg": asdict(answer.leg),
                 **asdict(answer.goal),
                 "target": answer.target,
                 "ratio": answer.ratio,
@@ -116,16 +129,17 @@ def document(
             for answer in summarise(measurements)
         ],
         "cases": [_case(measurement) for measurement in measurements],
+        "left_out": [dict(case) for case in left_out],
     }
 
 
 def _case(measurement: Measurement) -> dict[str, Any]:
     case = measurement.case
-    shape = {"crop": case.crop, "batch": case.batch} if isinstance(case, NetworkCase) else asdict(case.shape)
+    shape = {} if isinstance(case, NetworkCase) else asdict(case.shape)
     return {
         "name": case.name,
         "direction": case.direction,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "leg": asdict(case.leg),
         "shape": shape,
         "bytes": case.bytes,
         "flops": case.flops,
@@ -160,6 +174,27 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _cudnn() -> str | None:
+    """As cuDNN counts: 91900 is 9.19.0."""
+    number = torch.backends.cudnn.version()
+    return None if number is None else f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def _triton() -> str | None:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _commit() -> str | None:

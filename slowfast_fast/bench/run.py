@@ -1,11 +1,12 @@
 """From a case to a measurement: build every variant, check that they agree with float64, then race them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..backend import BACKENDS, choose
 from .cases import DIRECTIONS, Case
+from .leg import Leg
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
 from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, SlowFast, network_of_ours
 from .shapes import network_shapes
@@ -15,9 +16,7 @@ OPS = ("temporal_conv", "lateral_concat", OP)
 COMPILED = "torch.compile"
 
 
-def find_cases(
-    ops: Sequence[str], directions: Sequence[str], dtype: torch.dtype, *, crop: int = 224, batch: int = 1
-) -> list[Case | NetworkCase]:
+def find_cases(ops: Sequence[str], directions: Sequence[str], leg: Leg) -> list[Case | NetworkCase]:
     """Every case of SlowFast R50 8x8 for those ops (of `OPS`) and directions (of `cases.DIRECTIONS`), op by op.
 
     Raises:
@@ -27,13 +26,13 @@ def find_cases(
         for value in values:
             if value not in known:
                 raise ValueError(f"{argument}: expected some of {known}, got {value!r}")
-    shapes = network_shapes(crop, batch=batch)
+    shapes = network_shapes(leg.crop, batch=leg.batch)
     cases: list[Case | NetworkCase] = []
     for op in ops:
         for direction in directions:
             if op == OP:
-                cases.append(NetworkCase(crop, batch, direction, dtype))
-            cases += [Case(shape, direction, dtype) for shape in shapes if shape.op == op]
+                cases.append(NetworkCase(leg, direction))
+            cases += [Case(shape, direction, leg) for shape in shapes if shape.op == op]
     return cases
 
 
@@ -53,10 +52,14 @@ def prepare(
             continue
         try:
             runner = build()
+            results = runner()
         except Unavailable as reason:
             measurement.unavailable[name] = str(reason)
             continue
-        measurement.errors[name], wrong = disagreement(runner(), exact, allowed)
+        except torch.OutOfMemoryError:
+            measurement.unavailable[name] = "out of device memory"
+            continue
+        measurement.errors[name], wrong = disagreement(results, exact, allowed)
         if wrong is None:
             calls[name] = runner
         else:
@@ -74,27 +77,39 @@ def _variants(
     if isinstance(case, NetworkCase):
         network = NetworkProblem(case, device, seed)
         stock = {name: lambda build=build: build(network) for name, build in NETWORK_STOCK.items()}
-        exact = network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64)()
+        exact = _without_search(network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64))
         return (
             {**stock, OURS: lambda: network_of_ours(network)},
             OURS,
             exact,
-            tolerance(NETWORK_TOLERANCE, case.dtype, device),
+            tolerance(NETWORK_TOLERANCE, case.leg, device),
         )
     problem = Problem.random(case, device, seed)
     stock = {name: lambda build=build: build(problem) for name, build in STOCK.items()}
-    own = {f"{OURS} {backend}": lambda backend=backend: ours(problem, backend) for backend in BACKENDS}
+    # On a GPU the plain PyTorch of the reference backend is what stock channels_last_3d runs.
+    backends = [name for name, backend in BACKENDS.items() if backend.library or device.type == "cpu"]
+    own = {f"{OURS} {backend}": lambda backend=backend: ours(problem, backend) for backend in backends}
     chosen = choose(problem.op, *problem.tensors).backend
-    exact = stock_eager(problem.to(dtype=torch.float64))()
-    return {**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.dtype, device)
+    exact = _without_search(stock_eager(problem.to(dtype=torch.float64)))
+    return {**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.leg, device)
+
+
+def _without_search(runner: Runner) -> dict[str, torch.Tensor]:
+    """The results of a runner that is called this once, for which the fastest algorithm need not be found."""
+    cudnn = torch.backends.cudnn
+    search, cudnn.benchmark = cudnn.benchmark, False
+    try:
+        return runner()
+    finally:
+        cudnn.benchmark = search
 
 
 def run(
-    cases: Sequence[Case | NetworkCase], device: torch.device, *, rounds: int, compile: bool = True, seed: int = 0
-) -> Iterator[Measurement]:
-    """Measure case after case, `rounds` rounds each."""
-    for case in cases:
+    case: Case | NetworkCase, device: torch.device, *, rounds: int, compile: bool = True, seed: int = 0
+) -> Measurement:
+    """Measure a case under the settings of its leg."""
+    with case.leg.applied():
         measurement, race = prepare(case, device, compile=compile, seed=seed)
         for _ in range(rounds):
             race.round()
-        yield measurement
+    return measurement

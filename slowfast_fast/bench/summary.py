@@ -1,12 +1,12 @@
-"""The questions that a run of the benchmarks answers: how many times faster than stock, and is that fast enough."""
+"""The questions that a run of the benchmarks answers: how many times faster than stock, how near to what the machine
+can do, and is that fast enough."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from .cases import DIRECTIONS
-from .measure import Measurement
+from .leg import Leg
+from .measure import FASTEST_STOCK, LIMIT, Measurement
 from .network import NetworkCase
 from .shapes import Shape, network_shapes
 
@@ -17,8 +17,9 @@ STOCK, CHANNELS_LAST = "stock", "stock channels_last_3d"
 class Goal:
     """How many times faster than a baseline ours is: in the sum over the network's shapes, or at the worst of them.
 
-    In the sum every shape counts as often as the network runs it. `target` is the ratio to reach on a CPU in float32
-    with two threads, None where the ratio is only for information. `pathway` None means all of them.
+    In the sum every shape counts as often as the network runs it. `target` is the ratio to reach, on a CPU in float32
+    with two threads or on a GPU in any precision; None where the ratio is only for information. `pathway` None means
+    all of them, `bound` "memory" or "compute" those that this one limits.
     """
 
     op: str
@@ -27,10 +28,12 @@ class Goal:
     target: float | None
     pathway: str | None = None
     worst: bool = False
+    bound: str | None = None
 
     def __str__(self) -> str:
         where = f"{self.pathway} pathway" if self.pathway else "network"
-        over = f"worst shape of the {where}" if self.worst else f"sum over the {where}"
+        shape = f"{self.bound}-bound shape" if self.bound else "shape"
+        over = f"worst {shape} of the {where}" if self.worst else f"sum over the {where}"
         over = "" if self.op == "slowfast" else f", {over}"
         return f"{self.op} {DIRECTIONS[self.direction]}{over}, against {self.baseline}"
 
@@ -41,10 +44,15 @@ class Goal:
         case = measurement.case
         if case.direction != self.direction:
             return False
-        return self.op == "slowfast" if isinstance(case, NetworkCase) else self.selects(case.shape)
+        if isinstance(case, NetworkCase):
+            return self.op == "slowfast"
+        return self.selects(case.shape) and (self.bound is None or self.bound == measurement.bound)
 
 
-GOALS = (
+NETWORK_GOALS = tuple(
+    Goal("slowfast", direction, baseline, None) for direction in DIRECTIONS for baseline in (STOCK, CHANNELS_LAST)
+)
+CPU_GOALS = (
     Goal("temporal_conv", "fwd", STOCK, 3.0, pathway="fast"),
     Goal("temporal_conv", "fwd", STOCK, 1.5),
     Goal("temporal_conv", "fwd", CHANNELS_LAST, None, pathway="fast"),
@@ -58,22 +66,35 @@ GOALS = (
     Goal("lateral_concat", "bwd", STOCK, 1.0),
     Goal("lateral_concat", "bwd", CHANNELS_LAST, None),
     Goal("lateral_concat", "bwd", STOCK, None, worst=True),
-    Goal("slowfast", "fwd", STOCK, None),
-    Goal("slowfast", "fwd", CHANNELS_LAST, None),
-    Goal("slowfast", "bwd", STOCK, None),
-    Goal("slowfast", "bwd", CHANNELS_LAST, None),
+    *NETWORK_GOALS,
 )
+CUDA_GOALS = (
+    *(
+        goal
+        for op in ("temporal_conv", "lateral_concat")
+        for direction in DIRECTIONS
+        for goal in (
+            Goal(op, direction, STOCK, None if op == "temporal_conv" else {"fwd": 3.0, "bwd": 2.0}[direction]),
+            Goal(op, direction, FASTEST_STOCK, 1.0, worst=True),
+            Goal(op, direction, LIMIT, 0.7, worst=True, bound="memory"),
+            Goal(op, direction, LIMIT, 0.6, worst=True, bound="compute"),
+        )
+    ),
+    *NETWORK_GOALS,
+)
+GOALS = {"cpu": CPU_GOALS, "cuda": CUDA_GOALS}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A goal, the ratio measured (None where the baseline or ours did not run), and on how many of its shapes."""
+    """A goal, the ratio measured in a leg (None where the baseline or ours did not run), and over how many shapes."""
 
     goal: Goal
+    leg: Leg
     ratio: float | None
     measured: int
     expected: int
-    comparable: bool  # the target is meant for this device and dtype
+    comparable: bool  # the target is meant for this device and precision
 
     @property
     def target(self) -> float | None:
@@ -87,32 +108,57 @@ class Answer:
         return self.ratio >= self.target
 
     def __str__(self) -> str:
-        ratio = "not measured" if self.ratio is None else f"{self.ratio:.2f}x"
-        target = "" if self.target is None else f"target {self.target:.1f}x"
+        unit = (lambda value: f"{value:.0%}") if self.goal.baseline == LIMIT else (lambda value: f"{value:.2f}x")
+        ratio = "not measured" if self.ratio is None else unit(self.ratio)
+        target = "" if self.target is None else f"target {unit(self.target)}"
         verdict = {True: "met", False: "MISSED", None: ""}[self.met]
         partial = "" if self.measured == self.expected else f"({self.measured} of {self.expected} shapes)"
         return f"{self.goal!s:<101} {ratio:>12}  {target} {verdict} {partial}".rstrip()
 
 
 def summarise(measurements: Sequence[Measurement]) -> list[Answer]:
-    """An answer to every goal that any of the measurements is about."""
-    answers = []
-    for goal in GOALS:
-        covered = [measurement for measurement in measurements if goal.covers(measurement)]
-        if not covered:
-            continue
-        expected = 1 if goal.op == "slowfast" else sum(goal.selects(shape) for shape in network_shapes())
-        comparable = all(m.device == "cpu" and m.case.dtype is torch.float32 for m in covered)
-        combine = worst_ratio if goal.worst else summed_ratio
-        answers.append(Answer(goal, combine(covered, goal.baseline), len(covered), expected, comparable))
-    return answers
+    """Leg by leg, an answer to every goal of the device that any of the measurements is about."""
+    legs: dict[Leg, list[Measurement]] = {}
+    for measurement in measurements:
+        legs.setdefault(measurement.case.leg, []).append(measurement)
+    return [
+        answer for leg, group in legs.items() for goal in GOALS[group[0].device] for answer in _answer(goal, leg, group)
+    ]
+
+
+def summary_text(measurements: Sequence[Measurement]) -> str:
+    """The answers under a heading for each leg."""
+    lines: list[str] = []
+    leg = None
+    for answer in summarise(measurements):
+        if answer.leg != leg:
+            leg = answer.leg
+            lines.append(f"{leg}:")
+        lines.append(f"  {answer}")
+    return "\n".join(lines)
+
+
+def _answer(goal: Goal, leg: Leg, measurements: Sequence[Measurement]) -> list[Answer]:
+    """The answer of one leg, or none where it measured nothing that the goal is about."""
+    covered = [measurement for measurement in measurements if goal.covers(measurement)]
+    if not covered:
+        return []
+    if goal.op == "slowfast":
+        expected = 1
+    else:
+        expected = sum(goal.selects(shape) for shape in network_shapes())
+        # Whether a shape is bound by memory is known once it is measured.
+        expected -= sum(replace(goal, bound=None).covers(m) and not goal.covers(m) for m in measurements)
+    comparable = covered[0].device == "cuda" or leg.precision == "float32"
+    combine = worst_ratio if goal.worst else summed_ratio
+    return [Answer(goal, leg, combine(covered, goal.baseline), len(covered), expected, comparable)]
 
 
 def summed_ratio(measurements: Sequence[Measurement], baseline: str) -> float | None:
     """Time of the baseline over time of ours, each summed over the measurements as often as the network runs them."""
     if any(measurement.ratio(baseline) is None for measurement in measurements):
         return None
-    theirs = sum(m.occurrences * m.median(baseline) for m in measurements)
+    theirs = sum(m.occurrences * (m.baseline_seconds(baseline) or 0) for m in measurements)
     return theirs / sum(m.occurrences * m.median(m.ours) for m in measurements)
 
 

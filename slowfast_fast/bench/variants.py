@@ -44,11 +44,11 @@ class Problem:
 
     @classmethod
     def random(cls, case: Case, device: torch.device, seed: int = 0) -> "Problem":
-        shape, generator = case.shape, torch.Generator().manual_seed(seed)
+        shape, generator = case.shape, torch.Generator(device).manual_seed(seed)
         vector_dtype = torch.float64 if case.dtype is torch.float64 else torch.float32
 
         def normal(*size: int, dtype: torch.dtype = case.dtype) -> Tensor:
-            return torch.randn(size, generator=generator).to(device, dtype)
+            return torch.randn(size, generator=generator, device=device).to(dtype)
 
         def positions(channels: int, frames: int) -> Tensor:
             return normal(shape.batch, channels, frames, shape.size, shape.size)
@@ -177,8 +177,9 @@ def compiled(problem: Problem) -> Runner:
 
 
 def compile_module(module: nn.Module, *, freeze: bool) -> Callable[..., Tensor]:
-    """With inductor, for static shapes. Freezing folds BatchNorm and packs weights; it is for inference only."""
-    options: dict[str, Any] = {"freezing": freeze}
+    """With inductor, for static shapes. Freezing folds BatchNorm and packs weights; it is for inference only. On a GPU
+    inductor measures which kernels are fastest; launches it need not save (CUDA graphs), since they are not timed."""
+    options: dict[str, Any] = {"freezing": freeze, "max_autotune": torch.cuda.is_available()}
     return torch.compile(module, fullgraph=True, dynamic=False, options=options)
 
 
