@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' 
 SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench sanitize lint format build clean
+.PHONY: help demo test bench gpu sanitize lint format build clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,10 @@ test: $(STAMP)-test build  ## run the whole test suite
 
 bench: $(STAMP)-bench build  ## measure every op against stock PyTorch: a table, build/bench.json and build/bench.png
 	$(BIN)/python -m slowfast_fast bench --out build/bench
+
+# No environment is made and nothing installed: PYTHON is one with a CUDA torch, pytest, CMake and Ninja.
+gpu:             ## on a CUDA machine: build, run the GPU tests and sanitizers, measure; see tools/gpu.py
+	$(PYTHON) tools/gpu.py $(GPU_OPTIONS)
 
 lint: $(STAMP)-dev       ## check style, formatting and types
 	$(BIN)/ruff check .

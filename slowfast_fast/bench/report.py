@@ -198,7 +198,8 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file is in, marked where tracked files differ; None outside of one."""
+    """The commit of the checkout that this file is in, marked where tracked files differ; outside of one what the
+    environment says (SLOWFAST_FAST_COMMIT, for a copy of the files on another machine)."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -207,5 +208,5 @@ def _commit() -> str | None:
     try:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("SLOWFAST_FAST_COMMIT") or None
     return f"{commit} with changes" if changes else commit

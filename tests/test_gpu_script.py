@@ -1,0 +1,204 @@
+"""`make gpu` as far as it can be tried without a GPU: what it would run, and what it does when steps go wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu = load("gpu")
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def step(name: str, code: str, **options) -> gpu.Step:
+    return gpu.Step(name, options.pop("budget", 60), lambda seconds: python(code), **options)
+
+
+def test_steps_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
+    groups = [
+        [step("build", "print('built'); raise SystemExit(3)")],
+        [
+            step("tests", "print('never')", needs="build"),
+            step("racecheck", "", unavailable="compute-sanitizer is not installed"),
+            step("environment", "import os; print(os.environ['ASKED'])", environment={"ASKED": "for"}),
+            step("hangs", "import time; print('waiting', flush=True); time.sleep(100)", budget=1),
+        ],
+        [step("benchmarks", "print('measured')")],
+    ]
+    results = {result.step: result for result in gpu.run(groups, tmp_path)}
+    assert list(results) == ["build", "tests", "racecheck", "environment", "hangs", "benchmarks"]
+    assert results["build"].outcome == "FAILED (3)"
+    assert results["build"].detail == "built"
+    assert (results["tests"].outcome, results["tests"].detail) == ("not run", "build did not pass")
+    assert (results["racecheck"].outcome, results["racecheck"].failed) == ("skipped", False)
+    assert (results["environment"].outcome, results["environment"].detail) == ("passed", "for")
+    assert results["hangs"].outcome == "TIMED OUT after 1 s"
+    assert (results["benchmarks"].outcome, results["benchmarks"].detail) == ("passed", "measured")
+    assert [name for name, result in results.items() if result.failed] == ["build", "tests", "hangs"]
+    table = gpu.as_table(list(results.values()))
+    assert "compute-sanitizer is not installed" in table
+    assert len(table.splitlines()) == 1 + len(results)
+    merged = gpu.merge_logs(groups, tmp_path).read_text()
+    assert merged.index("===== build") < merged.index("===== environment") < merged.index("===== benchmarks")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.log"]
+
+
+def test_a_step_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    """What ignores being asked is killed, and so are its children."""
+    marker = tmp_path / "still-here"
+    child = f"import time; time.sleep(3); open({str(marker)!r}, 'w')"
+    code = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", {child!r}])
+time.sleep(60)
+"""
+    gpu.GRACE, grace = 0.5, gpu.GRACE
+    try:
+        (result,) = gpu.run([[step("deaf", code, budget=1)]], tmp_path)
+    finally:
+        gpu.GRACE = grace
+    assert result.outcome.startswith("TIMED OUT")
+    time.sleep(3)
+    assert not marker.exists()
+
+
+def test_steps_of_a_group_run_side_by_side(tmp_path: Path) -> None:
+    """Each waits for a file that the other one writes."""
+    code = """
+import pathlib, time
+pathlib.Path({mine!r}).touch()
+while not pathlib.Path({other!r}).exists(): time.sleep(0.05)
+"""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    steps = [step("one", code.format(mine=a, other=b)), step("other", code.format(mine=b, other=a))]
+    assert [result.outcome for result in gpu.run([steps], tmp_path)] == ["passed", "passed"]
+
+
+def test_a_step_gets_no_more_than_what_is_left(tmp_path: Path) -> None:
+    groups = [[step("first", "import time; time.sleep(1)")], [step("second", "import time; time.sleep(60)")]]
+    begun = time.monotonic()
+    first, second = gpu.run(groups, tmp_path, seconds=3)
+    assert first.outcome == "passed"
+    assert second.outcome.startswith("TIMED OUT")
+    assert time.monotonic() - begun < 30
+
+
+def test_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"xdist": True, "triton": False, "matplotlib": False}
+    monkeypatch.setattr(gpu, "installed", present.__getitem__)
+    monkeypatch.setattr(gpu, "find_tool", {"compute-sanitizer": "/cuda/compute-sanitizer", "nvcc": "/cuda/nvcc"}.get)
+    groups = gpu.plan("some-device", "90a-real", tmp_path, compile=False)
+    steps = {s.name: s for group in groups for s in group}
+    assert list(steps) == ["build", "tests", "tests of triton", "memcheck", "racecheck", "initcheck", "benchmarks"]
+    assert steps["build"].environment == {
+        "SLOWFAST_FAST_CUDA": "1",
+        "SLOWFAST_FAST_CUDA_ARCHS": "90a-real",
+        "CUDACXX": "/cuda/nvcc",
+    }
+    assert steps["tests of triton"].unavailable == "triton is not installed"
+    assert steps["memcheck"].command(60)[:3] == ["/cuda/compute-sanitizer", "--tool", "memcheck"]
+    assert all(s.needs == "build" for s in steps.values() if s.name != "build")
+    words = steps["benchmarks"].command(200)
+    assert words[words.index("--budget") + 1] == str(200 - gpu.GRACE)
+    assert {"--no-compile", "--no-chart", "bfloat16", "float16", "tf32", "8", "32", "224", "256"} <= set(words)
+    assert not any("pip" in word for s in steps.values() for word in s.command(60))
+    # Under nine minutes, the time that a step may take to stop included, and minutes of it for the benchmarks.
+    before = sum(max(s.budget for s in group) + gpu.GRACE for group in groups[:-1])
+    assert before < gpu.SECONDS - 120
+    assert gpu.SECONDS + gpu.GRACE < 9 * 60
+
+
+def test_results_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """They are left in $OUT and beside the committed ones, and the table is printed last."""
+    out, results = tmp_path / "out", tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setenv("OUT", str(out))
+    monkeypatch.setattr(gpu, "RESULTS", results)
+    monkeypatch.setattr(gpu, "missing", list)
+    monkeypatch.setattr(gpu, "describe_device", lambda: ("some-device", "90a-real"))
+    write = f"open({str(out / 'some-device.json')!r}, 'w').write('{{}}'); print('written')"
+    good, bad = [step("benchmarks", write)], [step("tests", "raise SystemExit(1)")]
+    monkeypatch.setattr(gpu, "plan", lambda *arguments: [good])
+    assert gpu.main([]) == 0
+    assert (results / "some-device.json").read_text() == "{}"
+    monkeypatch.setattr(gpu, "plan", lambda *arguments: [bad, good])
+    assert gpu.main([]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-5:-2]] == ["step", "tests", "benchmarks"]
+    assert printed[-1] == f"log and results: {out}"
+    assert {path.name for path in out.iterdir()} == {"gpu.log", "some-device.json"}
+    assert gpu.main(["--only", "benchmarks"]) == 0
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "lunch"])
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    versions = {"torch": "2.9.1", "setuptools": "80.1", "click": "8.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise gpu.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(gpu.metadata, "version", version)
+    monkeypatch.setattr(gpu, "find_tool", lambda name: None)
+    assert gpu.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "torch of 2.10 or newer; there is 2.9.1" in printed
+    assert "the Python package pytest" in printed
+    assert "nvcc, on PATH" in printed
+    assert "setuptools" not in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device() -> None:
+    done = subprocess.run([sys.executable, "tools/gpu.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "make gpu needs a CUDA device" in done.stderr or "this machine lacks" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_commands_work(tmp_path: Path) -> None:
+    """The tests' command collects and skips; that of the benchmarks, sent to the CPU, has no time for any case."""
+    steps = {s.name: s for group in gpu.plan("cpu", "90a-real", tmp_path, compile=False) for s in group}
+
+    def on_cpu(seconds: float) -> list[str]:
+        words = {"cuda": "cpu", "tf32": "float32", "--chart": "--no-chart"}
+        return [words.get(word, word) for word in steps["benchmarks"].command(seconds)]
+
+    benchmarks = gpu.Step("benchmarks", gpu.GRACE, on_cpu)
+    tests, measured = gpu.run([[replace(steps["tests"], needs=None)], [benchmarks]], tmp_path)
+    assert (tests.outcome, tests.failed) == ("passed", False), (tmp_path / "tests.log").read_text()[-2000:]
+    assert "skipped" in tests.detail
+    assert measured.outcome == "passed", (tmp_path / "benchmarks.log").read_text()[-2000:]
+    document = json.loads((tmp_path / "cpu.json").read_text())
+    # 12 settings of 16 shapes and the network, in both directions.
+    assert len(document["left_out"]) == 12 * 17 * 2
+
+
+def test_ops_for_the_sanitizers(capsys: pytest.CaptureFixture) -> None:
+    load("exercise_ops").main("cpu")
+    assert "every op ran on cpu" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""Every op of a backend, forward and backward, at few small shapes: what compute-sanitizer watches.
+
+    python tools/exercise_ops.py [cuda]
+
+Inputs are made on the host, so that on a GPU hardly a kernel but ours runs. One shape for each kind of kernel: narrow
+and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides, too few rows for
+the chip.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+import slowfast_fast
+from slowfast_fast import ops
+from slowfast_fast.backend import BACKENDS
+
+DTYPES = ((torch.float32, False), (torch.float32, True), (torch.float16, False), (torch.bfloat16, False))
+# channels, output channels, frames, kernel length, stride
+TEMPORAL = (
+    (8, 8, 8, 3, 1),
+    (32, 16, 6, 3, 1),
+    (256, 64, 4, 3, 1),
+    (160, 136, 4, 3, 1),
+    (7, 5, 5, 5, 2),
+    (64, 256, 2, 1, 1),
+)
+# channels of slow, of fast, of the lateral convolution, frames of slow
+LATERAL = ((64, 8, 16, 2), (128, 64, 128, 1), (5, 3, 6, 2))
+POSITIONS = (5, 7)  # an odd number of rows
+
+
+class Inputs:
+    """Random leaves on a device."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def _leaf(self, host: Tensor) -> Tensor:
+        return host.to(self.device).requires_grad_()
+
+    def rows(self, *shape: int) -> Tensor:
+        return self._leaf(torch.randn(shape).to(self.dtype).contiguous(memory_format=torch.channels_last_3d))
+
+    def weight(self, k: int, c: int, kt: int) -> Tensor:
+        return self._leaf((torch.randn(k, c, kt, 1, 1) / (c * kt) ** 0.5).to(self.dtype))
+
+    def vectors(self, k: int) -> list[Tensor]:
+        return [self._leaf(torch.rand(k) + 0.5) for _ in range(2)]
+
+    def running(self, k: int) -> dict[str, Tensor]:
+        return {
+            "running_mean": torch.zeros(k).to(self.device),
+            "running_var": torch.ones(k).to(self.device),
+            "num_batches_tracked": torch.tensor(0).to(self.device),
+        }
+
+
+def finish(output: Tensor, *inputs: Tensor) -> None:
+    grad = torch.randn(output.shape).to(output.dtype).contiguous(memory_format=torch.channels_last_3d)
+    for result in (output, *torch.autograd.grad(output, inputs, grad.to(output.device))):
+        assert torch.isfinite(result.cpu()).all()
+
+
+def temporal_conv(of: Inputs, c: int, k: int, t: int, kt: int, stride: int) -> None:
+    x, weight, vectors = of.rows(2, c, t, *POSITIONS), of.weight(k, c, kt), of.vectors(k)
+    residual = of.rows(2, k, (t + 2 * (kt // 2) - kt) // stride + 1, *POSITIONS)
+    options = {"residual": residual, "stride": stride, "relu": True}
+    inputs = (x, weight, *vectors, residual)
+    finish(ops.temporal_conv(x, weight, *vectors, **options), *inputs)
+    finish(ops.temporal_conv_bn(x, weight, *vectors, **of.running(k), training=True, **options), *inputs)
+
+
+def lateral_concat(of: Inputs, c_slow: int, c: int, k: int, t: int) -> None:
+    slow, fast = of.rows(1, c_slow, t, *POSITIONS), of.rows(1, c, 4 * t, *POSITIONS)
+    inputs = (slow, fast, of.weight(k, c, 7), *of.vectors(k))
+    finish(ops.lateral_concat(*inputs, alpha=4), *inputs)
+    finish(ops.lateral_concat_bn(*inputs, **of.running(k), alpha=4, training=True), *inputs)
+
+
+def main(backend: str = "cuda") -> None:
+    device = BACKENDS[backend].devices[0]
+    with slowfast_fast.backend(backend):
+        for dtype, tf32 in DTYPES:
+            torch.backends.cudnn.allow_tf32 = tf32
+            of = Inputs(device, dtype)
+            for shape in TEMPORAL:
+                temporal_conv(of, *shape)
+            for shape in LATERAL:
+                lateral_concat(of, *shape)
+    print(f"every op ran on {backend}, {len(DTYPES) * (len(TEMPORAL) + len(LATERAL))} shapes and dtypes")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
