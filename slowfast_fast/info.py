@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from . import _C, _extension
-from .backend import ENVIRONMENT_VARIABLE, KERNELS, choose
+from .backend import ENVIRONMENT_VARIABLE, KERNELS
+from .choosing import choose
 
 
 def build_info() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,20 @@ from torch import Tensor, nn
 
 import slowfast_fast
 from slowfast_fast import backend as forced
-from slowfast_fast import ops
-from slowfast_fast.backend import BACKENDS, KERNELS, Backend, can_run, choose, note, recording
+from slowfast_fast import choosing, ops
+from slowfast_fast.backend import BACKENDS, KERNELS, Backend, can_run
+from slowfast_fast.choosing import choose
+from slowfast_fast.explanation import note, recording
 
 X = torch.zeros(1, 2, 3, 1, 1)
 WEIGHT = torch.zeros(4, 2, 3, 1, 1)
+
+
+def use_backends(monkeypatch: pytest.MonkeyPatch, backends: dict[str, Backend]) -> None:
+    """For the length of a test, other backends than BACKENDS."""
+    for module in ("backend", "choosing", "ops._common"):
+        monkeypatch.setattr(sys.modules[f"slowfast_fast.{module}"], "BACKENDS", backends)
+    monkeypatch.setattr(choosing, "_decisions", {})
 
 
 def test_auto_takes_the_compiled_kernels() -> None:
@@ -44,10 +54,8 @@ def test_reasons() -> None:
 
 def test_a_backend_without_kernels_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     """What auto does for a device whose kernels this build lacks: the reference, and the reason."""
-    missing = {("cpu", op): kernels for op, kernels in KERNELS.items()}
-    module = sys.modules["slowfast_fast.backend"]
-    monkeypatch.setattr(module, "_MISSING", missing)
-    monkeypatch.setattr(module, "_FASTEST", {})
+    backends = BACKENDS | {"cpu": replace(BACKENDS["cpu"], library="slowfast_fast_empty")}
+    use_backends(monkeypatch, backends)
     reason = "this build has no cpu kernel of temporal_conv, temporal_conv_backward"
     assert can_run("cpu", "temporal_conv", X) == reason
     assert choose("temporal_conv", X) == ("reference", reason)
@@ -101,7 +109,7 @@ def test_forced_backend_is_of_its_thread() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"backend must be one of auto, .*cpu, reference; got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, .*cpu, triton, reference; got 'gpu'"):
         forced("gpu")
 
 
@@ -109,7 +117,8 @@ def test_unknown_backend() -> None:
 @pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("", "cpu"), ("auto", "cpu")])
 def test_environment(value: str, expected: str) -> None:
     code = (
-        "import torch; from slowfast_fast.backend import choose; print(choose('temporal_conv', torch.zeros(1)).backend)"
+        "import torch; from slowfast_fast.choosing import choose\n"
+        "print(choose('temporal_conv', torch.zeros(1)).backend)"
     )
     assert _python(code, value).stdout.strip() == expected
 
@@ -128,11 +137,8 @@ def _python(code: str, backend: str) -> subprocess.CompletedProcess[str]:
 
 def test_one_table_entry_adds_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another library with the same schemas, for the same device, asked first."""
-    module = sys.modules["slowfast_fast.backend"]
     newcomer = Backend("newcomer", "slowfast_fast", ("cpu",), (torch.float32,))
-    monkeypatch.setattr(module, "BACKENDS", {"newcomer": newcomer} | BACKENDS)
-    monkeypatch.setattr(module, "_FASTEST", {})
-    monkeypatch.setattr(module, "_MISSING", module._MISSING | {("newcomer", op): () for op in KERNELS})
+    use_backends(monkeypatch, {"newcomer": newcomer} | BACKENDS)
     assert choose("temporal_conv", X).backend == "newcomer"
     assert choose("temporal_conv", X.double()).backend == "cpu"
     with forced("newcomer"):

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..backend import BACKENDS, choose
+from ..backend import BACKENDS
+from ..choosing import choose
 from .cases import DIRECTIONS, Case
 from .leg import Leg
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
@@ -89,7 +90,8 @@ def _variants(
     # On a GPU the plain PyTorch of the reference backend is what stock channels_last_3d runs.
     backends = [name for name, backend in BACKENDS.items() if backend.library or device.type == "cpu"]
     own = {f"{OURS} {backend}": lambda backend=backend: ours(problem, backend) for backend in backends}
-    chosen = choose(problem.op, *problem.tensors).backend
+    op = problem.op if case.direction == "bwd" else case.shape.op
+    chosen = choose(op, problem.x, problem.weight, case.shape.stride, tf32=case.leg.tf32).backend
     exact = _without_search(stock_eager(problem.to(dtype=torch.float64)))
     return {**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.leg, device)
 

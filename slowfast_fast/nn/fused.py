@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .. import ops
-from ..backend import note, recording
+from ..explanation import note, recording
 
 # Whether 1x1x1 convolutions run on ops.temporal_conv too, rather than on PyTorch's own kernels: their norm, sum and
 # ReLU then cost no pass of their own, and the network keeps to channels_last_3d.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._common import LIBRARY, accumulator
+from ._common import accumulator, kernel
 
 
 class BatchNorm(NamedTuple):
@@ -60,13 +60,13 @@ class BatchNorm(NamedTuple):
         """gamma and beta in the dtype that the kernels sum in."""
         return accumulator(self.gamma, x, "gamma"), accumulator(self.beta, x, "beta")
 
-    def update_running_stats(self, mean: Tensor, unbiased_var: Tensor, output: Tensor) -> None:
+    def update_running_stats(self, backend: str, mean: Tensor, unbiased_var: Tensor, output: Tensor) -> None:
         """Move the running statistics towards those of the batch that gave ``output``; an empty batch is counted and
         no more."""
         if self.running_mean is None:
             return
         if output.shape[0] > 0:
-            LIBRARY.update_running_stats.default(
+            kernel(backend, "update_running_stats")(
                 self.running_mean, self.running_var, self.num_batches_tracked, mean, unbiased_var, self.momentum
             )
         elif self.num_batches_tracked is not None:

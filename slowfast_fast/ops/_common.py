@@ -1,7 +1,8 @@
-"""What every op does around its kernel: autocast, accumulation dtypes, the call itself."""
+"""What every op does around its kernel: autocast, accumulation dtypes, PyTorch's settings, the call itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,9 +10,34 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ..backend import BACKENDS, forced
+from ..choosing import choose
 from ._layout import as_dense
 
-LIBRARY = torch.ops.slowfast_fast
+
+def kernel(backend: str, op: str) -> OpOverload:
+    """The op of that name in the library of a compiled backend."""
+    return getattr(getattr(torch.ops, str(BACKENDS[backend].library)), op).default
+
+
+def define_op(
+    name: str,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> None:
+    """Tell PyTorch of an op with a gradient: the shapes and strides it returns, and its backward."""
+    torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+
+def backward_library(library: str, op: str, x: Tensor, weight: Tensor, stride: int, tf32: bool) -> str:
+    """Where the backward of a call of public op ``op`` runs that ran in ``library``: there, if its backend was forced;
+    else ``auto`` chooses anew, since all backends save the same."""
+    if forced() != "auto":
+        return library
+    choice = choose(op, x, weight, stride, tf32=tf32, direction="bwd")
+    return BACKENDS[choice.backend].library or library
 
 
 def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import LIBRARY, accumulation_dtype, call
+from ..backend import for_every_library
+from ._common import accumulation_dtype, call
 from ._layout import as_rows, empty_channels_last
 
 Gradients = tuple[Tensor | None, ...]
 
 
 def affine_gradients(
+    library: str,
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -25,14 +27,15 @@ def affine_gradients(
 ) -> Gradients:
     """Gradients of x, weight, scale, shift and residual; None for those that ``needs`` does not ask for.
 
-    ``y`` is the op's output, given exactly where it went through a ReLU. ``geometry``: stride, padding, dilation.
+    ``library``: the namespace of the kernel. ``y`` is the op's output, given exactly where it went through a ReLU.
+    ``geometry``: stride, padding, dilation.
     """
-    grad = as_rows(grad, "grad")
-    arguments = (grad, x, weight, scale, y, *geometry)
-    return _wanted(LIBRARY.temporal_conv_backward.default, arguments, needs, y is not None, tf32)
+    arguments = (as_rows(grad, "grad"), x, weight, scale, y, *geometry)
+    return _wanted(library, "temporal_conv_backward", arguments, needs, y is not None, tf32)
 
 
 def batch_norm_gradients(
+    library: str,
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -48,17 +51,21 @@ def batch_norm_gradients(
     needs: tuple[bool, ...],
 ) -> Gradients:
     """Gradients of x, weight, gamma, beta and residual; None for those that ``needs`` does not ask for."""
-    grad = as_rows(grad, "grad")
     saved = (x, weight, gamma, beta, residual, raw, mean, invstd)
-    return _wanted(LIBRARY.temporal_conv_bn_backward.default, (grad, *saved, *geometry, relu), needs, relu, tf32)
+    arguments = (as_rows(grad, "grad"), *saved, *geometry, relu)
+    return _wanted(library, "temporal_conv_bn_backward", arguments, needs, relu, tf32)
 
 
-def _wanted(op: Any, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: bool, tf32: bool) -> Gradients:
+def _wanted(
+    library: str, op: str, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: bool, tf32: bool
+) -> Gradients:
     """``op``'s results where needed. Without a ReLU the residual's gradient is the incoming one, which is the first
     argument."""
     *of_conv, of_residual = needs
     asked = (*of_conv, of_residual and relu)
-    results = call(op, *arguments, *asked, tf32) if any(asked) else (None,) * len(asked)
+    results: tuple[Any, ...] = (None,) * len(asked)
+    if any(asked):
+        results = call(getattr(getattr(torch.ops, library), op).default, *arguments, *asked, tf32)
     wanted = [result if need else None for result, need in zip(results, asked, strict=True)]
     if of_residual and not relu:
         wanted[-1] = arguments[0]
@@ -68,15 +75,6 @@ def _wanted(op: Any, arguments: tuple[Any, ...], needs: tuple[bool, ...], relu: 
 def empty_vector(x: Tensor, weight: Tensor) -> Tensor:
     """One value per output channel, in the accumulation dtype."""
     return torch.empty(weight.shape[0], dtype=accumulation_dtype(x), device=x.device)
-
-
-def forbid_double_backward(backward_op: str, public_names: str) -> None:
-    """Make a gradient of what ``backward_op`` returns raise, naming the ops that it serves."""
-
-    def refuse(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(f"double backward through {public_names} is not supported: its gradients have no gradient")
-
-    torch.library.register_autograd(f"slowfast_fast::{backward_op}", refuse)
 
 
 def _fake_backward(grad, x, weight, *rest):
@@ -90,9 +88,20 @@ def _fake_backward(grad, x, weight, *rest):
     )
 
 
-for _name, _serves in (
-    ("temporal_conv_backward", "temporal_conv or lateral_concat"),
-    ("temporal_conv_bn_backward", "temporal_conv_bn or lateral_concat_bn"),
-):
-    torch.library.register_fake(f"slowfast_fast::{_name}", _fake_backward)
-    forbid_double_backward(_name, _serves)
+def forbid_double_backward(backward_op: str, public_names: str) -> None:
+    """Make a gradient of what ``backward_op`` returns raise, naming the ops that it serves."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(f"double backward through {public_names} is not supported: its gradients have no gradient")
+
+    torch.library.register_autograd(backward_op, refuse)
+
+
+@for_every_library
+def _define(library: str) -> None:
+    for name, serves in (
+        ("temporal_conv_backward", "temporal_conv or lateral_concat"),
+        ("temporal_conv_bn_backward", "temporal_conv_bn or lateral_concat_bn"),
+    ):
+        torch.library.register_fake(f"{library}::{name}", _fake_backward)
+        forbid_double_backward(f"{library}::{name}", serves)

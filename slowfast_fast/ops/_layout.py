@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import note_copy
+from ..explanation import note_copy
 
 
 def is_rows(tensor: Tensor) -> bool:

@@ -3,16 +3,19 @@ pathway's channels."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backend import choose, note_call
+from ..backend import for_every_library
+from ..choosing import choose
+from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import LIBRARY, accumulator, allows_tf32, autocast, call
+from ._common import accumulator, allows_tf32, autocast, backward_library, call, define_op, kernel
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
 
@@ -97,17 +100,18 @@ def lateral_concat_bn(
     if not bn.of_batch():
         return _affine(slow, fast, weight, *bn.fold(fast), alpha, padding, relu)
     slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
-    choice = choose("lateral_concat_bn", fast)
+    tf32 = allows_tf32(fast)
+    choice = choose("lateral_concat_bn", fast, weight, alpha, tf32=tf32)
     if choice.backend == "reference":
         out = reference.lateral_concat_bn(
             slow, fast, weight, alpha=alpha, padding=padding, relu=relu, **bn._asdict()
         ).contiguous(memory_format=torch.channels_last_3d)
     else:
         out, _, mean, _, unbiased_var = call(
-            LIBRARY.lateral_concat_bn.default,
-            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu, allows_tf32(fast)),
+            kernel(choice.backend, "lateral_concat_bn"),
+            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu, tf32),
         )
-        bn.update_running_stats(mean, unbiased_var, out)
+        bn.update_running_stats(choice.backend, mean, unbiased_var, out)
     note_call("lateral_concat_bn", choice, (slow, fast), out)
     return out
 
@@ -140,7 +144,8 @@ def _affine(
 ) -> Tensor:
     """lateral_concat on checked arguments."""
     slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
-    choice = choose("lateral_concat", fast)
+    tf32 = allows_tf32(fast)
+    choice = choose("lateral_concat", fast, weight, alpha, tf32=tf32)
     if choice.backend == "reference":
         out = reference.lateral_concat(
             slow, fast, weight, scale, shift, alpha=alpha, padding=padding, relu=relu
@@ -148,8 +153,8 @@ def _affine(
     else:
         scale, shift = accumulator(scale, fast, "scale"), accumulator(shift, fast, "shift")
         out = call(
-            LIBRARY.lateral_concat.default,
-            *(slow, fast, weight, scale, shift, alpha, padding, relu, allows_tf32(fast)),
+            kernel(choice.backend, "lateral_concat"),
+            *(slow, fast, weight, scale, shift, alpha, padding, relu, tf32),
         )
     note_call("lateral_concat", choice, (slow, fast), out)
     return out
@@ -163,13 +168,11 @@ def _empty_out(slow: Tensor, weight: Tensor) -> Tensor:
     return empty_channels_last(slow, (n, channels + weight.shape[0], t, h, w))
 
 
-@torch.library.register_fake("slowfast_fast::lateral_concat")
-def _(slow, fast, weight, scale, shift, alpha, padding, relu, tf32):
+def _fake(slow, fast, weight, scale, shift, alpha, padding, relu, tf32):
     return _empty_out(slow, weight)
 
 
-@torch.library.register_fake("slowfast_fast::lateral_concat_bn")
-def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu, tf32):
+def _fake_bn(slow, fast, weight, gamma, beta, alpha, padding, eps, relu, tf32):
     n, _, t, h, w = slow.shape
     raw = empty_channels_last(slow, (n, weight.shape[0], t, h, w))
     return _empty_out(slow, weight), raw, *(empty_vector(fast, weight) for _ in range(3))
@@ -179,11 +182,12 @@ def _(slow, fast, weight, gamma, beta, alpha, padding, eps, relu, tf32):
 # gradient of slow is the view of the other channels.
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(library: str, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     slow, fast, weight, scale, _, alpha, padding, relu, tf32 = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(fast, weight, scale, output if relu else None)
     ctx.slow_channels, ctx.geometry, ctx.tf32 = slow.shape[1], (alpha, padding, 1), tf32
+    ctx.library = backward_library(library, "lateral_concat", fast, weight, alpha, tf32)
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
@@ -194,11 +198,12 @@ def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
     of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
     y = None if out is None else out[:, ctx.slow_channels :]
     need_slow, *needs = ctx.needs_input_grad[:5]
-    *of_conv, _ = affine_gradients(of_lateral, fast, weight, scale, y, ctx.geometry, ctx.tf32, (*needs, False))
+    conv = (of_lateral, fast, weight, scale, y)
+    *of_conv, _ = affine_gradients(ctx.library, *conv, ctx.geometry, ctx.tf32, (*needs, False))
     return of_slow if need_slow else None, *of_conv, *(None,) * 4
 
 
-def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_bn(library: str, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     slow, fast, weight, gamma, beta, alpha, padding, _, relu, tf32 = inputs
     _, raw, mean, invstd, unbiased_var = output
     ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
@@ -206,6 +211,7 @@ def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
     ctx.save_for_backward(fast, weight, gamma, beta if relu else None, raw, mean, invstd)
     ctx.slow_channels, ctx.geometry = slow.shape[1], (alpha, padding, 1)
     ctx.relu, ctx.tf32 = relu, tf32
+    ctx.library = backward_library(library, "lateral_concat_bn", fast, weight, alpha, tf32)
 
 
 def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
@@ -215,12 +221,12 @@ def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradien
     grad = as_rows(grad, "grad")
     of_slow, of_lateral = grad[:, : ctx.slow_channels], grad[:, ctx.slow_channels :]
     need_slow, *needs = ctx.needs_input_grad[:5]
-    settings = (ctx.geometry, ctx.relu, ctx.tf32)
-    *of_conv, _ = batch_norm_gradients(
-        of_lateral, fast, weight, gamma, beta, None, raw, mean, invstd, *settings, (*needs, False)
-    )
+    conv = (of_lateral, fast, weight, gamma, beta, None, raw, mean, invstd)
+    *of_conv, _ = batch_norm_gradients(ctx.library, *conv, ctx.geometry, ctx.relu, ctx.tf32, (*needs, False))
     return of_slow if need_slow else None, *of_conv, *(None,) * 5
 
 
-torch.library.register_autograd("slowfast_fast::lateral_concat", _backward, setup_context=_save)
-torch.library.register_autograd("slowfast_fast::lateral_concat_bn", _backward_bn, setup_context=_save_bn)
+@for_every_library
+def _define(library: str) -> None:
+    define_op(f"{library}::lateral_concat", _fake, partial(_save, library), _backward)
+    define_op(f"{library}::lateral_concat_bn", _fake_bn, partial(_save_bn, library), _backward_bn)

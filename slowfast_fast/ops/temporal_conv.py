@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..backend import choose, note_call
+from ..backend import for_every_library
+from ..choosing import choose
+from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import LIBRARY, accumulator, allows_tf32, autocast, call
+from ._common import accumulator, allows_tf32, autocast, backward_library, call, define_op, kernel
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
 
@@ -104,17 +107,18 @@ def temporal_conv_bn(
     if not bn.of_batch():
         return _affine(x, weight, *bn.fold(x), residual, stride, padding, dilation, relu)
     x, weight, residual = _lay_out(x, weight, residual)
-    choice = choose("temporal_conv_bn", x)
+    tf32 = allows_tf32(x)
+    choice = choose("temporal_conv_bn", x, weight, stride, tf32=tf32)
     if choice.backend == "reference":
         y = reference.temporal_conv_bn(
             x, weight, residual=residual, stride=stride, padding=padding, dilation=dilation, relu=relu, **bn._asdict()
         ).contiguous(memory_format=torch.channels_last_3d)
     else:
         y, _, mean, _, unbiased_var = call(
-            LIBRARY.temporal_conv_bn.default,
-            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu, allows_tf32(x)),
+            kernel(choice.backend, "temporal_conv_bn"),
+            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu, tf32),
         )
-        bn.update_running_stats(mean, unbiased_var, y)
+        bn.update_running_stats(choice.backend, mean, unbiased_var, y)
     note_call("temporal_conv_bn", choice, (x, residual), y)
     return y
 
@@ -154,7 +158,8 @@ def _affine(
 ) -> Tensor:
     """temporal_conv on checked arguments."""
     x, weight, residual = _lay_out(x, weight, residual)
-    choice = choose("temporal_conv", x)
+    tf32 = allows_tf32(x)
+    choice = choose("temporal_conv", x, weight, stride, tf32=tf32)
     if choice.backend == "reference":
         y = reference.temporal_conv(
             x, weight, scale, shift, residual, stride=stride, padding=padding, dilation=dilation, relu=relu
@@ -162,8 +167,8 @@ def _affine(
     else:
         scale, shift = accumulator(scale, x, "scale"), accumulator(shift, x, "shift")
         y = call(
-            LIBRARY.temporal_conv.default,
-            *(x, weight, scale, shift, residual, stride, padding, dilation, relu, allows_tf32(x)),
+            kernel(choice.backend, "temporal_conv"),
+            *(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32),
         )
     note_call("temporal_conv", choice, (x, residual), y)
     return y
@@ -178,27 +183,25 @@ def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation:
     return (n, k, (t + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, h, w)
 
 
-@torch.library.register_fake("slowfast_fast::temporal_conv")
-def _(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32):
+def _fake(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32):
     return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
 
 
-@torch.library.register_fake("slowfast_fast::temporal_conv_bn")
-def _(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu, tf32):
+def _fake_bn(x, weight, gamma, beta, residual, stride, padding, dilation, eps, relu, tf32):
     shape = output_shape(x, weight, stride, padding, dilation)
     return *(empty_channels_last(x, shape) for _ in range(2)), *(empty_vector(x, weight) for _ in range(3))
 
 
-@torch.library.register_fake("slowfast_fast::update_running_stats")
-def _(running_mean, running_var, num_batches_tracked, mean, unbiased_var, momentum):
+def _fake_update(running_mean, running_var, num_batches_tracked, mean, unbiased_var, momentum):
     return None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(library: str, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, scale, _, _, *geometry, relu, tf32 = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, scale, output if relu else None)
     ctx.geometry, ctx.tf32 = tuple(geometry), tf32
+    ctx.library = backward_library(library, "temporal_conv", x, weight, geometry[0], tf32)
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
@@ -206,10 +209,10 @@ def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
         return (None,) * 10
     x, weight, scale, y = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
-    return *affine_gradients(grad, x, weight, scale, y, ctx.geometry, ctx.tf32, needs), *(None,) * 5
+    return *affine_gradients(ctx.library, grad, x, weight, scale, y, ctx.geometry, ctx.tf32, needs), *(None,) * 5
 
 
-def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_bn(library: str, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, gamma, beta, residual, *geometry, _, relu, tf32 = inputs
     _, raw, mean, invstd, unbiased_var = output
     ctx.mark_non_differentiable(raw, mean, invstd, unbiased_var)
@@ -217,18 +220,20 @@ def _save_bn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
     # The residual and beta serve only to find the mask of the ReLU again.
     ctx.save_for_backward(x, weight, gamma, beta if relu else None, residual if relu else None, raw, mean, invstd)
     ctx.geometry, ctx.relu, ctx.tf32 = tuple(geometry), relu, tf32
+    ctx.library = backward_library(library, "temporal_conv_bn", x, weight, geometry[0], tf32)
 
 
 def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradients:
     if grad is None:
         return (None,) * 11
     x, weight, gamma, beta, residual, raw, mean, invstd = ctx.saved_tensors
+    conv = (grad, x, weight, gamma, beta, residual, raw, mean, invstd)
     needs = ctx.needs_input_grad[:5]
-    gradients = batch_norm_gradients(
-        grad, x, weight, gamma, beta, residual, raw, mean, invstd, ctx.geometry, ctx.relu, ctx.tf32, needs
-    )
-    return *gradients, *(None,) * 6
+    return *batch_norm_gradients(ctx.library, *conv, ctx.geometry, ctx.relu, ctx.tf32, needs), *(None,) * 6
 
 
-torch.library.register_autograd("slowfast_fast::temporal_conv", _backward, setup_context=_save)
-torch.library.register_autograd("slowfast_fast::temporal_conv_bn", _backward_bn, setup_context=_save_bn)
+@for_every_library
+def _define(library: str) -> None:
+    define_op(f"{library}::temporal_conv", _fake, partial(_save, library), _backward)
+    define_op(f"{library}::temporal_conv_bn", _fake_bn, partial(_save_bn, library), _backward_bn)
+    torch.library.register_fake(f"{library}::update_running_stats", _fake_update)
