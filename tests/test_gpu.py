@@ -3,6 +3,7 @@ graphs, tensors beyond 32-bit offsets, and whole networks. The tests of the ops 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import slowfast_fast
 from slowfast_fast import ops, reference
-from slowfast_fast.backend import BACKENDS
+from slowfast_fast.backend import BACKENDS, can_run
 from slowfast_fast.bench.network import random_state
 from slowfast_fast.bench.shapes import Shape, network_shapes
 from slowfast_fast.reference.slowfast import SlowFast
@@ -41,6 +42,14 @@ GIB = 2**30
 def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with forced(request):
         yield request.param
+
+
+def test_backends_are_here() -> None:
+    """Every other test would skip, and none fail, if the build had no kernels."""
+    x = torch.empty(1, device=CUDA)
+    assert can_run("cuda", "temporal_conv", x) is None
+    if importlib.util.find_spec("triton"):
+        assert can_run("triton", "temporal_conv", x) is None
 
 
 def of_op(shape: Shape) -> temporal.Shape | lateral.Shape:
