@@ -20,6 +20,7 @@ from slowfast_fast.backend import BACKENDS, can_run
 
 SEED_VARIABLE = "SLOWFAST_FAST_TEST_SEED"
 SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+os.environ[SEED_VARIABLE] = str(SEED)  # for the workers of pytest-xdist, which start later
 
 try:
     import hypothesis

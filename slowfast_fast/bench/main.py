@@ -17,7 +17,7 @@ from .measure import Measurement
 from .network import NetworkCase
 from .report import busy, document, heading, machine, table
 from .run import find_cases, run
-from .summary import summary_text
+from .summary import STOCK, summary_text
 
 ROUNDS, QUICK_ROUNDS = 15, 3
 
@@ -109,8 +109,11 @@ def bench(
             print(f"{len(left_out)} of {len(cases)} cases were left out; the document names them and says why")
         if json is not None:
             Path(json).write_text(json_module.dumps(document(measurements, found, settings, left_out), indent=1) + "\n")
-        if png is not None:
-            draw([measurement for measurement in measurements if measurement.case.leg == legs[0]], png, heading(found))
+        drawn = [m for m in measurements if m.case.leg == legs[0] and m.ratio(STOCK) is not None]
+        if png is not None and drawn:
+            draw(drawn, png, f"{heading(found)}\n{legs[0]}")
+        elif png is not None:
+            print(f"nothing to draw: {legs[0]} has no measurement of both stock and ours")
         if failed := sum(case["reason"].startswith("failed") for case in left_out):
             raise RuntimeError(f"{failed} of {len(cases)} cases failed")
     finally:
