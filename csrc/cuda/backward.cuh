@@ -113,4 +113,18 @@ __global__ void __launch_bounds__(kReduceThreads) finish_wgrad(ConvBackward args
   if (threadIdx.x == 0) dscale[k] = product;
 }
 
+// From the chunks' partial results to dweight and, if it is wanted, dscale.
+template <class T, class Queue>
+void launch_merge_wgrad(Queue& queue, const ConvBackward& args, Accumulator<T>* partial, int64_t chunks, Accumulator<T>* dscale) {
+  using Acc = Accumulator<T>;
+  const int64_t values = args.shape.k * args.shape.kt * args.shape.c;
+  if (chunks != 1) {
+    const MergePlan plan = merge_plan(chunks, values);
+    const ChunkSum<Acc> sums{partial, queue.template workspace<Acc>(values)};
+    queue.launch(sum_chunks<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Acc>)), plan, sums, sums);
+    partial = sums.to;
+  }
+  queue.launch(finish_wgrad<T>, {dim3(unsigned(args.shape.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, partial, dscale);
+}
+
 }  // namespace slowfast_fast::cuda

@@ -42,6 +42,12 @@ __device__ Accumulator<T> normalised(const BN& bn, const Position& at, int64_t k
 __device__ inline int64_t first_element() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline int64_t element_step() { return int64_t(gridDim.x) * blockDim.x; }
 
+constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
+
+inline Launch element_launch(int64_t elements) {
+  return {dim3(unsigned(std::min(ceil_div(elements, kElementThreads), kMostBlocks))), kElementThreads, 0};
+}
+
 template <class T>
 __global__ void __launch_bounds__(kElementThreads) normalise_kernel(Normalise args) {
   const int64_t elements = args.n * args.t * args.p * args.k;

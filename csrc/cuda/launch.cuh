@@ -1,38 +1,32 @@
 // Carries out primitives.h as kernel launches. A Queue orders these on a device:
 //   queue.launch(kernel, Launch, arguments...)   runs after what was launched before
 //   queue.template workspace<Value>(count)       device memory that outlives the launches
+//   queue.plan(tile::Plan)                       that plan, unless a test wants another one
 // Nothing here asks the device for anything, so every primitive can be captured in a CUDA graph.
 #pragma once
 #include "backward.cuh"
 #include "forward.cuh"
 #include "rowwise.cuh"
+#include "tile_launch.cuh"
 
 namespace slowfast_fast::cuda {
 
 constexpr int64_t kWgradRows = 8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
-constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
 
 inline unsigned tiles(int64_t size) { return unsigned(std::min(ceil_div(size, kTile), kMostGridYZ)); }
 inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
-
-inline Launch element_launch(int64_t elements) {
-  return {dim3(unsigned(std::min(ceil_div(elements, kElementThreads), kMostBlocks))), kElementThreads, 0};
-}
 
 template <class T, class Queue>
 void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
+  if (tile::forward<T>(queue, args, stats)) return;
   const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
   Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
   if (chunks.count > 0)
     queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args,
                  chunks, partial);
-  if (stats) {
-    const MergePlan plan = merge_plan(chunks.count, s.k);
-    queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows_out(s),
-                 *stats);
-  }
+  if (stats) launch_merge_statistics(queue, partial, chunks.count, s.k, rows_out(s), *stats);
 }
 
 template <class T, class Queue>
@@ -67,27 +61,33 @@ void backward_as(Queue& queue, const ConvBackward& args) {
       queue.launch(sum_chunks<Acc>, merge_launch(plan, sum && sum_xhat ? 2 : 1, sizeof(BlockValues<Acc>)), plan, sums[0], sums[1]);
   }
 
-  if (args.dx.data && rows_in(s) > 0) {
+  Acc* scale_product = normalises ? nullptr : dscale;
+  bool dx_wanted = args.dx.data && rows_in(s) > 0, dweight_wanted = args.dweight || scale_product;
+  if constexpr (!std::is_same_v<T, double>) {
+    const bool tiled = !tile::refusal(args), tiled_dgrad = tiled && dx_wanted && !tile::dgrad_refusal(s);
+    if (tiled_dgrad || (tiled && dweight_wanted)) {
+      const ConvBackward plain = tile::with_output_gradient<T>(queue, args, sum, sum_xhat);
+      if (tiled_dgrad) tile::dgrad<T>(queue, plain);
+      if (dweight_wanted) tile::wgrad<T>(queue, plain, scale_product);
+      dx_wanted = dx_wanted && !tiled_dgrad;
+      dweight_wanted = false;
+    }
+  }
+
+  if (dx_wanted) {
     const Chunks chunks = cut(rows_in(s), kTile, kMostBlocks);
     queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, args, chunks, sum,
                  sum_xhat);
   }
 
-  Acc* scale_product = normalises ? nullptr : dscale;
-  if (args.dweight || scale_product) {
+  if (dweight_wanted) {
     const int64_t taps = s.kt * s.c, tiles_in_all = ceil_div(s.k, kTile) * ceil_div(taps, kTile);
     const Chunks chunks = cut(rows_out(s), kWgradRows, ceil_div(kMostPartials, tiles_in_all));
     Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
     if (chunks.count > 0)
       queue.launch(wgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args,
                    chunks, sum, sum_xhat, partial);
-    if (chunks.count != 1) {
-      const MergePlan plan = merge_plan(chunks.count, s.k * taps);
-      const ChunkSum<Acc> sums{partial, queue.template workspace<Acc>(s.k * taps)};
-      queue.launch(sum_chunks<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Acc>)), plan, sums, sums);
-      partial = sums.to;
-    }
-    queue.launch(finish_wgrad<T>, {dim3(unsigned(s.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, partial, scale_product);
+    launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
   }
 }
 

@@ -131,4 +131,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_statistics(MergePlan plan
   static_cast<Acc*>(out.unbiased_var)[k] = rows ? batch.m2 / Acc(rows - 1) : Acc(0);
 }
 
+template <class Acc, class Queue>
+void launch_merge_statistics(Queue& queue, const Moments<Acc>* partial, int64_t chunks, int64_t channels, int64_t rows,
+                             const BatchStats& out) {
+  const MergePlan plan = merge_plan(chunks, channels);
+  queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows, out);
+}
+
 }  // namespace slowfast_fast::cuda

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 NAMESPACE = "slowfast_fast_cuda_host"
 SCHEDULES = ("ascending", "descending", "random")
 SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
+TILE_SIZES = ("wide", "tall", "small")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
@@ -35,6 +36,7 @@ def build(sanitize: bool) -> Path:
     """The path of the library, compiled unless build/ has one of the same sources, compiler flags and torch."""
     torch_dir = Path(torch.__file__).parent
     command = [*compiler(), "-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    command += ["-U_FORTIFY_SOURCE"]  # its longjmp takes a fiber's stack for a mistake
     command += [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_dir / "include")]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(SANITIZE if sanitize else [])]
     folder = ROOT / "build" / "cuda_host" / _digest(command)
@@ -74,6 +76,10 @@ class Harness:
 
     def set_schedule(self, name: str) -> None:
         self._controls.cuda_host_set_schedule(SCHEDULES.index(name))
+
+    def force_plan(self, size: str | None, parts: int = 1) -> None:
+        """Makes the tiled kernels run in this size, their depth in so many parts; None: as they choose themselves."""
+        self._controls.cuda_host_force_plan(-1 if size is None else TILE_SIZES.index(size), parts)
 
     def skip_barrier(self, name: str) -> None:
         """Lets threads pass the barrier or wait of this name, "file.cuh:12", as if it were not there; "" for none."""

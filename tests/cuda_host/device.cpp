@@ -2,12 +2,15 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cuda/launch.cuh"
 
 namespace slowfast_fast {
 namespace {
+
+std::optional<cuda::tile::Plan> forced_plan;
 
 class HostQueue {
  public:
@@ -16,6 +19,8 @@ class HostQueue {
     cuda_host::note_launch(reinterpret_cast<const void*>(kernel));
     cuda_host::run_grid(how.grid, how.threads, how.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
   }
+
+  cuda::tile::Plan plan(const cuda::tile::Plan& chosen) const { return forced_plan.value_or(chosen); }
 
   template <class Value>
   Value* workspace(int64_t count) {
@@ -62,3 +67,11 @@ void CudaHost::update_running(const RunningStats& args) {
 }
 
 }  // namespace slowfast_fast
+
+// The tiled kernels' size and parts from now on; a negative size: what they choose themselves.
+extern "C" void cuda_host_force_plan(int size, int parts) {
+  using slowfast_fast::cuda::tile::Plan;
+  using slowfast_fast::cuda::tile::Size;
+  slowfast_fast::forced_plan.reset();
+  if (size >= 0) slowfast_fast::forced_plan = Plan{static_cast<Size>(size), parts};
+}

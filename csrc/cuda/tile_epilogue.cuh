@@ -1,0 +1,162 @@
+// What becomes of a tile of sums: scale, shift, residual, ReLU, conversion and 16-byte stores; in training also the moments of what was
+// stored. The sums come from a tile in shared memory, or from the parts of a product whose depth was split.
+#pragma once
+#include "moments.cuh"
+#include "tile_loaders.cuh"
+
+namespace slowfast_fast::cuda::tile {
+
+struct Epilogue {
+  const void *scale, *shift;  // (outers) or absent
+  Rows residual;
+  bool relu;
+  OutRows out;
+  Moments<float>* moments;  // (tiles of rows, outers) or nullptr
+};
+
+// How a block's threads share a tile's rows: each takes one chunk of columns of every kRowLanes-th row.
+template <class T, int columns>
+struct Share {
+  static constexpr int kColumnLanes = columns / kChunk<T>, kRowLanes = kThreads / kColumnLanes;
+  static_assert(columns % kChunk<T> == 0 && kThreads % kColumnLanes == 0);
+
+  __device__ static int column() { return int(threadIdx.x) % kColumnLanes * kChunk<T>; }
+  __device__ static int row_lane() { return int(threadIdx.x) / kColumnLanes; }
+};
+
+// Of each of a thread's columns: moments of its rows, their deviations taken from the first of them.
+template <class T>
+class ColumnMoments {
+ public:
+  __device__ void add(int e, float value) {
+    if (count_ == 0) pivot_[e] = value;
+    const float deviation = value - pivot_[e];
+    sum_[e] += deviation;
+    square_[e] = fmaf(deviation, deviation, square_[e]);
+  }
+  __device__ void end_row() { ++count_; }
+
+  __device__ Moments<float> get(int e) const {
+    Moments<float> moments;
+    if (count_ == 0) return moments;
+    const float count = float(count_), offset = sum_[e] / count;
+    moments.count = count;
+    moments.mean = pivot_[e] + offset;
+    moments.m2 = fmaxf(0.f, square_[e] - sum_[e] * offset);
+    return moments;
+  }
+
+ private:
+  int count_ = 0;
+  float pivot_[kChunk<T>] = {}, sum_[kChunk<T>] = {}, square_[kChunk<T>] = {};
+};
+
+template <class T, int columns>
+struct MomentsScratch {
+  Moments<float> of[Share<T, columns>::kRowLanes][columns];
+};
+
+// Merges the row lanes of each column into `out`, in their order. All threads take part; the scratch is theirs alone.
+template <class T, int columns>
+__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const ColumnMoments<T>& mine, int present_columns,
+                              Moments<float>* out) {
+  using Lanes = Share<T, columns>;
+#pragma unroll
+  for (int e = 0; e < kChunk<T>; ++e) scratch.of[Lanes::row_lane()][Lanes::column() + e] = mine.get(e);
+  __syncthreads();
+  const int column = int(threadIdx.x);
+  if (column >= columns || column >= present_columns) return;
+  Moments<float> all;
+  for (const auto& lane : scratch.of) all.merge(lane[column]);
+  out[column] = all;
+}
+
+// Finishes rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives a chunk of sums; `tile`
+// is the number of this tile of rows among the moments.
+template <class T, int columns, class Values>
+__device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile, int first_row,
+                       int rows, int first_outer, const Values& values) {
+  using Lanes = Share<T, columns>;
+  const int outer = first_outer + Lanes::column();
+  ColumnMoments<T> moments;
+  if (outer < problem.outers) {
+    float scale[kChunk<T>], shift[kChunk<T>];
+#pragma unroll
+    for (int e = 0; e < kChunk<T>; ++e) {
+      scale[e] = channel_or(epilogue.scale, outer + e, 1.f);
+      shift[e] = channel_or(epilogue.shift, outer + e, 0.f);
+    }
+    for (int row = Lanes::row_lane(); row < rows; row += Lanes::kRowLanes) {
+      const Position at = result_position(problem, first_row + row);
+      float sums[kChunk<T>];
+      values(row, Lanes::column(), sums);
+      Pack<T> residual, stored;
+      if (epilogue.residual.data) residual.load(row_at<T>(epilogue.residual, at) + outer);
+#pragma unroll
+      for (int e = 0; e < kChunk<T>; ++e) {
+        float y = fmaf(sums[e], scale[e], shift[e]);
+        if (epilogue.residual.data) y += float(residual.of[e]);
+        stored.of[e] = T(epilogue.relu ? relu(y) : y);
+        if (epilogue.moments) moments.add(e, float(stored.of[e]));
+      }
+      moments.end_row();
+      stored.store(row_at<T>(epilogue.out, at) + outer);
+    }
+  }
+  if (epilogue.moments)
+    leave_moments<T, columns>(scratch, moments, problem.outers - first_outer,
+                              epilogue.moments + int64_t(tile) * problem.outers + first_outer);
+}
+
+// A tile of sums in shared memory. Writing the results of a warp to it, and reading chunks, touches every bank once.
+template <class Shape>
+struct Staged {
+  float of[Shape::kRows][Shape::kColumns + 8];
+
+  __device__ void put(const Results<Shape>& results) {
+#pragma unroll
+    for (int i = 0; i < Shape::kDown; ++i)
+#pragma unroll
+      for (int j = 0; j < Shape::kAcross; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) of[Shape::row(i, e)][Shape::column(j, e)] = results[i][j][e];
+  }
+};
+
+// Parts of a product whose depth is split, each (rows, outers), one after another.
+struct Parts {
+  float* sums;
+  int count;
+
+  __device__ float* at(const Problem& problem, int part, int row) const {
+    return sums + (int64_t(part) * problem.rows + row) * problem.outers;
+  }
+};
+
+constexpr int kFinishRows = 64, kFinishColumns = 64;
+
+// Adds the parts in their order and finishes them. One block per tile of kFinishRows x kFinishColumns.
+template <class T>
+__global__ void __launch_bounds__(kThreads) finish_kernel(Problem problem, Epilogue epilogue, Parts parts) {
+  auto& scratch = shared_memory<MomentsScratch<T, kFinishColumns>>();
+  const int column_tiles = (problem.outers + kFinishColumns - 1) / kFinishColumns;
+  const int tile = int(blockIdx.x) / column_tiles, first_outer = int(blockIdx.x) % column_tiles * kFinishColumns;
+  const int first_row = tile * kFinishRows;
+  const auto values = [&](int row, int column, float(&sums)[kChunk<T>]) {
+    for (float& sum : sums) sum = 0;
+    for (int part = 0; part < parts.count; ++part) {
+      const float* from = parts.at(problem, part, first_row + row) + first_outer + column;
+#pragma unroll
+      for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
+        Pack<float> pack;
+        pack.load(from + e);
+#pragma unroll
+        for (int i = 0; i < kChunk<float>; ++i) sums[e + i] += pack.of[i];
+      }
+    }
+  };
+  finish<T, kFinishColumns>(scratch, problem, epilogue, tile, first_row,
+                            problem.rows - first_row < kFinishRows ? problem.rows - first_row : kFinishRows, first_outer, values);
+}
+
+}  // namespace slowfast_fast::cuda::tile

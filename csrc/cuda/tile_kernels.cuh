@@ -1,0 +1,162 @@
+// The kernels of the wide layers: rows times weight (forward and dgrad), wgrad, and the passes that prepare what they read.
+#pragma once
+#include "backward.cuh"
+#include "tile_epilogue.cuh"
+
+namespace slowfast_fast::cuda::tile {
+
+template <class T, class Shape>
+struct alignas(kRowBytes) ProductShared {
+  union {
+    unsigned char stages[Shape::kStageBytes * Shape::kStages];
+    struct {
+      Staged<Shape> sums;
+      MomentsScratch<T, Shape::kColumns> scratch;
+    } finishing;  // after the product
+  };
+  SourceRow rows[Shape::kRows];
+};
+
+struct Product {
+  Problem problem;
+  Rows source;
+  const void* weight;  // (K, kt, C)
+  int kt;
+  Epilogue epilogue;
+  Parts parts;  // of more than one: the sums go there, and finish_kernel follows
+};
+
+// One block per tile of the result (x; tiles that share their rows follow one another, so that the rows come from L2) and part of the
+// depth (y). weight_major: Depth for the forward, Outer for dgrad.
+template <class Math, class Shape, Major weight_major>
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) product_kernel(Product args) {
+  using T = typename Math::T;
+  using Left = GatheredRows<T, Shape::kRows>;
+  using Right = Weight<T, weight_major, Shape::kColumns>;
+  auto& shared = shared_memory<ProductShared<T, Shape>>();
+  const Problem& problem = args.problem;
+  const int column_tiles = (problem.outers + Shape::kColumns - 1) / Shape::kColumns;
+  const int tile = int(blockIdx.x) / column_tiles, first_outer = int(blockIdx.x) % column_tiles * Shape::kColumns;
+  const int first_row = tile * Shape::kRows;
+  const int rows = problem.rows - first_row < Shape::kRows ? problem.rows - first_row : Shape::kRows;
+
+  const Left left(problem, args.source, first_row, shared.rows);
+  __syncthreads();
+  const Right right(problem, args.weight, args.kt, first_outer);
+  const Terms terms = terms_of(problem, first_row, first_row + rows - 1);
+  const int64_t blocks = int64_t(terms.end - terms.begin) * TermLoader<Left, Right>::blocks(problem);
+  const int part = int(blockIdx.y), first = int(blocks * part / args.parts.count);
+  const int last = int(blocks * (part + 1) / args.parts.count);
+  TermLoader<Left, Right> loader(problem, terms, first, left, right);
+  Results<Shape> results;
+  multiply<Math, Shape, typename Left::Tile, typename Right::Tile>(shared.stages, loader, last - first, results);
+
+  if (args.parts.count > 1) {
+#pragma unroll
+    for (int i = 0; i < Shape::kDown; ++i)
+#pragma unroll
+      for (int j = 0; j < Shape::kAcross; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int row = Shape::row(i, e), outer = first_outer + Shape::column(j, e);
+          if (row < rows && outer < problem.outers) args.parts.at(problem, part, first_row + row)[outer] = results[i][j][e];
+        }
+    return;
+  }
+  __syncthreads();  // the stages are read no more
+  auto& finishing = shared.finishing;
+  finishing.sums.put(results);
+  __syncthreads();
+  finish<T, Shape::kColumns>(finishing.scratch, problem, args.epilogue, tile, first_row, rows, first_outer,
+                             [&](int row, int column, float(&sums)[kChunk<T>]) {
+                               for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
+                                 Pack<float> pack;
+                                 pack.load(&finishing.sums.of[row][column + e]);
+                                 for (int i = 0; i < kChunk<float>; ++i) sums[e + i] = pack.of[i];
+                               }
+                             });
+}
+
+template <class Shape>
+struct alignas(kRowBytes) WgradShared {
+  unsigned char stages[Shape::kStageBytes * Shape::kStages];
+};
+
+// partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. One block per tile (x) and chunk of rows (y); a tile lies under one tap.
+template <class Math, class Shape>
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) wgrad_kernel(ConvBackward args, Chunks chunks, float* partial) {
+  using Loader = WgradLoader<typename Math::T, Shape::kRows, Shape::kColumns>;
+  unsigned char* stages = shared_memory<WgradShared<Shape>>().stages;
+  const ConvShape& s = args.shape;
+  const int k_tiles = int((s.k + Shape::kRows - 1) / Shape::kRows), c_tiles = int((s.c + Shape::kColumns - 1) / Shape::kColumns);
+  const int first_k = int(blockIdx.x) % k_tiles * Shape::kRows, of_taps = int(blockIdx.x) / k_tiles;
+  const int tap = of_taps / c_tiles, first_c = of_taps % c_tiles * Shape::kColumns;
+  const int64_t chunk = blockIdx.y, begin = chunks.begin(chunk), end = chunks.end(chunk);
+
+  Loader loader(s, args.grad, args.x, first_k, tap, first_c, begin, end);
+  Results<Shape> results;
+  multiply<Math, Shape, typename Loader::Left, typename Loader::Right>(
+      stages, loader, int((end - begin + kDepth<typename Math::T> - 1) / kDepth<typename Math::T>), results);
+#pragma unroll
+  for (int i = 0; i < Shape::kDown; ++i)
+#pragma unroll
+    for (int j = 0; j < Shape::kAcross; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int k = first_k + Shape::row(i, e), c = first_c + Shape::column(j, e);
+        if (k < s.k && c < s.c) partial[((chunk * s.k + k) * s.kt + tap) * s.c + c] = results[i][j][e];
+      }
+}
+
+// packed (K, kt, C) from the weight (K, C, kt), times scale(k) where there is one.
+template <class T>
+__global__ void __launch_bounds__(kElementThreads) pack_weight(ConvShape s, const void* weight, const void* scale, T* packed) {
+  const int64_t elements = s.k * s.kt * s.c;
+  for (int64_t i = first_element(); i < elements; i += element_step()) {
+    const int64_t c = i % s.c, j = i / s.c % s.kt, k = i / (s.c * s.kt);
+    const T value = static_cast<const T*>(weight)[(k * s.c + c) * s.kt + j];
+    packed[i] = scale ? T(float(value) * channel_or(scale, k, 1.f)) : value;
+  }
+}
+
+// What dgrad and wgrad multiply, once and for both: the gradient past the ReLU and, in the BatchNorm form, with respect to the
+// convolution's output. sum and sum_xhat: (K), BatchNorm only.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) output_gradient(ConvBackward args, RowPlan plan, const float* sum,
+                                                                                const float* sum_xhat, OutRows out) {
+  const ConvShape& s = args.shape;
+  const bool normalises = args.bn.raw.data, residual_masks = normalises && args.relu && args.bn.residual.data;
+  const int64_t channel = plan.channel<T>();
+  if (channel >= s.k) return;
+  const float inverse_rows = 1.f / float(s.n * s.t_out * s.p);
+  PackNorm<T> norm;
+  float mean_gradient[kChunk<T>], mean_product[kChunk<T>];
+  if (normalises) norm.read(args.bn, channel);
+  for (int e = 0; e < kChunk<T>; ++e) {
+    mean_gradient[e] = normalises ? sum[channel + e] * inverse_rows : 0.f;
+    mean_product[e] = normalises ? sum_xhat[channel + e] * inverse_rows : 0.f;
+  }
+  plan.walk<kGradientLoads>([&](const Position& at, int64_t left) {
+    Pack<T> grad[kGradientLoads], output[kGradientLoads], residual[kGradientLoads];
+    plan.load(grad, args.grad, at, left, channel);
+    plan.load(output, normalises ? args.bn.raw : args.y, at, left, channel);
+    if (residual_masks) plan.load(residual, args.bn.residual, at, left, channel);
+#pragma unroll
+    for (int i = 0; i < kGradientLoads; ++i) {
+      if (i * plan.lanes >= left) break;
+#pragma unroll
+      for (int e = 0; e < kChunk<T>; ++e) {
+        const float raw = float(output[i].of[e]);
+        float y = normalises ? norm.of[e](raw) : raw;
+        if (residual_masks) y += float(residual[i].of[e]);
+        if (args.relu && float(T(y)) <= 0) grad[i].of[e] = T(0.f);
+        if (!normalises) continue;
+        const float centred = float(grad[i].of[e]) - mean_gradient[e] - norm.of[e].xhat(raw) * mean_product[e];
+        grad[i].of[e] = T(centred * (norm.of[e].invstd * norm.of[e].gamma));
+      }
+    }
+    plan.store(grad, out, at, left, channel);
+  });
+}
+
+}  // namespace slowfast_fast::cuda::tile

@@ -1,0 +1,232 @@
+// When the tiled kernels can run, in which sizes, and their launches. A function that returns false has done nothing: the caller takes
+// the general kernels.
+#pragma once
+#include "tile_kernels.cuh"
+
+namespace slowfast_fast::cuda::tile {
+
+enum class Size { Wide, Tall, Small };
+
+struct Plan {
+  Size size;
+  int parts;  // of the depth, in different blocks
+};
+
+// What a grid has to fill: two blocks on each SM of an H100 or H200. A constant, not asked of the device, because the number of parts
+// decides how a sum is rounded, and results should not depend on where they were computed.
+constexpr int64_t kSMs = 132, kFullGrid = 2 * kSMs;
+constexpr int64_t kLeastPart = 8;   // tiles of depth in a part: the pipeline's start and the part's sums cost about two
+constexpr int64_t kMostParts = 16;  // that finish_kernel adds, one after another
+// Rows of a chunk in wgrad. Fewer do not pay for writing its sums, more let the rounding errors of a long float32 sum grow.
+constexpr int64_t kLeastWgradRows = 512, kMostWgradRows = 1 << 15;
+
+constexpr int64_t kMostRows = 1 << 30, kMostFrames = 1 << 28;  // what 32-bit places are computed with
+
+template <class Pointer>
+bool aligned(const RowsOf<Pointer>& rows, int64_t element) {
+  const auto multiple = [](int64_t bytes) { return bytes % kChunkBytes == 0; };
+  return multiple(int64_t(reinterpret_cast<uintptr_t>(rows.data))) && multiple(rows.stride_n * element) &&
+         multiple(rows.stride_t * element) && multiple(rows.stride_p * element);
+}
+
+// Why these kernels do not take a convolution, whatever its tensors; nullptr if they do.
+inline const char* refusal(const ConvShape& s, Dtype dtype) {
+  if (dtype == Dtype::Float64) return "float64 has no tiled kernels";
+  const int64_t chunk = kChunkBytes / (dtype == Dtype::Float32 ? 4 : 2);
+  if (s.c % chunk || s.k % chunk) return "C or K is no multiple of 16 bytes";
+  if (rows_in(s) == 0 || rows_out(s) == 0 || s.c == 0) return "there is nothing to multiply";
+  if (std::max(rows_in(s), rows_out(s)) > kMostRows || std::max(s.c, s.k) > kMostRows) return "more than 2^30 rows or channels";
+  if (s.t_in + s.padding + s.t_out * s.stride + s.kt * s.dilation > kMostFrames) return "more than 2^28 frames";
+  if (ceil_div(std::max(rows_in(s), rows_out(s)), Small::kRows) * ceil_div(std::max(s.c, s.k), Small::kColumns) > kMostRows)
+    return "more than 2^30 tiles";
+  return nullptr;
+}
+
+inline const char* dgrad_refusal(const ConvShape& s) {
+  return s.stride > 1 && s.dilation > 1 ? "dgrad with both a stride and a dilation" : nullptr;
+}
+
+constexpr const char* kMisaligned = "a tensor's begin or a stride is no multiple of 16 bytes";
+
+inline const char* refusal(const ConvForward& args) {
+  if (const char* why = refusal(args.shape, args.dtype)) return why;
+  const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
+  return aligned(args.x, element) && aligned(args.residual, element) && aligned(args.y, element) ? nullptr : kMisaligned;
+}
+
+inline const char* refusal(const ConvBackward& args) {
+  if (const char* why = refusal(args.shape, args.dtype)) return why;
+  const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
+  return aligned(args.grad, element) && aligned(args.x, element) && aligned(args.y, element) && aligned(args.bn.raw, element) &&
+                 aligned(args.bn.residual, element) && aligned(args.dx, element)
+             ? nullptr
+             : kMisaligned;
+}
+
+// Whether the largest tiles fit the registers: 4-byte operands that lie along the outer index are read word by word, from more addresses.
+template <class Math, Major weight_major>
+constexpr bool kTakesWide = sizeof(typename Math::T) == 2 || weight_major == Major::Depth;
+
+// The largest tiles of which there are enough for every SM; the depth of the smallest is split where there are not.
+inline Plan plan(int64_t rows, int64_t outers, int64_t blocks, bool takes_wide) {
+  const auto count = [&](auto shape) {
+    using Shape = decltype(shape);
+    return ceil_div(rows, Shape::kRows) * ceil_div(outers, Shape::kColumns);
+  };
+  if (takes_wide && outers > Tall::kColumns && count(Wide{}) >= kSMs) return {Size::Wide, 1};
+  if (count(Tall{}) >= kSMs) return {Size::Tall, 1};
+  const int64_t parts = std::min({kFullGrid / count(Small{}), blocks / kLeastPart, kMostParts});
+  return {Size::Small, int(std::max<int64_t>(1, parts))};
+}
+
+// Calls f(Math{}) with the arithmetic for products of T.
+template <class T, class F>
+void with_math(bool tf32, F&& f) {
+  if constexpr (!std::is_same_v<T, float>) f(TensorCores<T, false>{});
+  else if (tf32) f(TensorCores<T, true>{});
+  else f(Fma{});
+}
+
+// Calls f(Shape{}). Float32 without TF32 is bound by FMA, not by what feeds it: one shape serves it.
+template <class Math, Major weight_major, class F>
+void with_shape(Size size, F&& f) {
+  if constexpr (std::is_same_v<Math, Fma>) {
+    f(Exact{});
+  } else {
+    if (size == Size::Small) return f(Small{});
+    if constexpr (kTakesWide<Math, weight_major>)
+      if (size == Size::Wide) return f(Wide{});
+    f(Tall{});
+  }
+}
+
+struct PartialMoments {
+  Moments<float>* of = nullptr;  // (count, outers)
+  int64_t count = 0;
+};
+
+// The product of the rows that the problem gathers with the weight, and its epilogue.
+template <class Math, Major weight_major, class Queue>
+PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
+  using T = typename Math::T;
+  const Problem& problem = args.problem;
+  PartialMoments moments;
+  const int64_t blocks = ceil_div(problem.depth, kDepth<T>) * problem.terms;
+  const Plan chosen = queue.plan(plan(problem.rows, problem.outers, blocks, kTakesWide<Math, weight_major>));
+  with_shape<Math, weight_major>(chosen.size, [&](auto shape) {
+    using Shape = decltype(shape);
+    const bool split = chosen.parts > 1;
+    if (with_moments) {
+      moments.count = ceil_div(problem.rows, split ? kFinishRows : Shape::kRows);
+      moments.of = queue.template workspace<Moments<float>>(moments.count * problem.outers);
+      args.epilogue.moments = moments.of;
+    }
+    args.parts = {nullptr, chosen.parts};
+    if (split) args.parts.sums = queue.template workspace<float>(int64_t(chosen.parts) * problem.rows * problem.outers);
+    const int64_t tiles = ceil_div(problem.rows, Shape::kRows) * ceil_div(problem.outers, Shape::kColumns);
+    queue.launch(product_kernel<Math, Shape, weight_major>,
+                 {dim3(unsigned(tiles), unsigned(chosen.parts)), kThreads, sizeof(ProductShared<T, Shape>)},
+                 args);
+    if (split)
+      queue.launch(finish_kernel<T>,
+                   {dim3(unsigned(ceil_div(problem.rows, kFinishRows) * ceil_div(problem.outers, kFinishColumns))), kThreads,
+                    sizeof(MomentsScratch<T, kFinishColumns>)},
+                   problem, args.epilogue, args.parts);
+  });
+  return moments;
+}
+
+// The weight as (K, kt, C), times scale(k) if given. As it is, where that is what it is.
+template <class T, class Queue>
+const void* packed_weight(Queue& queue, const ConvShape& s, const void* weight, const void* scale) {
+  if (s.kt == 1 && !scale && reinterpret_cast<uintptr_t>(weight) % kChunkBytes == 0) return weight;
+  T* packed = queue.template workspace<T>(s.k * s.kt * s.c);
+  queue.launch(pack_weight<T>, element_launch(s.k * s.kt * s.c), s, weight, scale, packed);
+  return packed;
+}
+
+template <class T, class Queue>
+bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (refusal(args)) return false;
+    const ConvShape& s = args.shape;
+    Product product{};
+    product.problem = {int(rows_out(s)), int(s.t_out), int(s.p), 0, 1, -int(s.padding), int(s.stride), int(s.dilation),
+                       int(s.t_in), int(s.kt), 0, 1, int(s.c), int(s.k)};
+    product.source = args.x;
+    product.weight = packed_weight<T>(queue, s, args.weight, nullptr);
+    product.kt = int(s.kt);
+    product.epilogue = {args.scale, args.shift, args.residual, args.relu, args.y, nullptr};
+    with_math<T>(args.tf32, [&](auto math) {
+      const auto moments = multiply_rows<decltype(math), Major::Depth>(queue, product, stats != nullptr);
+      if (stats) launch_merge_statistics(queue, moments.of, moments.count, s.k, rows_out(s), *stats);
+    });
+    return true;
+  }
+  return false;
+}
+
+// The same gradients asked for with the gradient of the convolution's output (in the affine form, before its scale) as what is
+// given: neither ReLU nor BatchNorm is left. Every tile of both products would otherwise repeat what they take, kt * C / 128 times in
+// dgrad, in instructions that compete with those that feed the tensor cores; one pass costs a read and a write of it.
+template <class T, class Queue>
+ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const float* sum, const float* sum_xhat) {
+  const ConvShape& s = args.shape;
+  ConvBackward plain = args;
+  plain.relu = false;
+  plain.bn = {};
+  plain.y = {};
+  const bool normalises = args.bn.raw.data;
+  if (!normalises && !args.relu) return plain;
+  if (!normalises && args.dresidual.data) {
+    plain.grad = {args.dresidual.data, args.dresidual.stride_n, args.dresidual.stride_t, args.dresidual.stride_p};
+    return plain;
+  }
+  T* gradient = queue.template workspace<T>(rows_out(s) * s.k);
+  const OutRows out{gradient, s.t_out * s.p * s.k, s.p * s.k, s.k};
+  const RowPlan rows = gradient_plan<T>(args);
+  queue.launch(output_gradient<T>, row_launch<T>(rows, 0), args, rows, sum, sum_xhat, out);
+  plain.grad = {gradient, out.stride_n, out.stride_t, out.stride_p};
+  return plain;
+}
+
+// args as with_output_gradient returns them.
+template <class T, class Queue>
+void dgrad(Queue& queue, const ConvBackward& args) {
+  const ConvShape& s = args.shape;
+  Product product{};
+  product.source = args.grad;
+  product.weight = packed_weight<T>(queue, s, args.weight, args.scale);
+  product.kt = int(s.kt);
+  product.epilogue.out = args.dx;
+  for (int64_t residue = 0; residue < s.stride; ++residue) {
+    const int64_t first = ((residue - s.padding) % s.stride + s.stride) % s.stride;
+    if (first >= s.t_in) continue;
+    const int64_t frames = ceil_div(s.t_in - first, s.stride);
+    product.problem = {int(s.n * frames * s.p), int(frames), int(s.p), int(first), int(s.stride),
+                       int((first + s.padding - residue) / s.stride), 1, s.stride == 1 ? -int(s.dilation) : -1, int(s.t_out),
+                       int(residue < s.kt ? ceil_div(s.kt - residue, s.stride) : 0), int(residue), int(s.stride), int(s.k),
+                       int(s.c)};
+    with_math<T>(args.tf32, [&](auto math) { multiply_rows<decltype(math), Major::Outer>(queue, product, false); });
+  }
+}
+
+// args as with_output_gradient returns them. scale_product: see finish_wgrad.
+template <class T, class Queue>
+void wgrad(Queue& queue, const ConvBackward& args, float* scale_product) {
+  const ConvShape& s = args.shape;
+  with_math<T>(args.tf32, [&](auto math) {
+    using Math = decltype(math);
+    using Tensor = std::conditional_t<kTakesWide<Math, Major::Outer>, Wide, Tall>;
+    using Shape = std::conditional_t<std::is_same_v<Math, Fma>, Exact, Tensor>;
+    const int64_t tiles = ceil_div(s.k, Shape::kRows) * ceil_div(s.c, Shape::kColumns) * s.kt;
+    const int64_t most = std::max({int64_t(1), kFullGrid / tiles, ceil_div(rows_out(s), kMostWgradRows)});
+    const Chunks chunks = cut(rows_out(s), kLeastWgradRows, most);
+    float* partial = queue.template workspace<float>(chunks.count * s.k * s.kt * s.c);
+    queue.launch(wgrad_kernel<Math, Shape>, {dim3(unsigned(tiles), unsigned(chunks.count)), kThreads, sizeof(WgradShared<Shape>)}, args,
+                 chunks, partial);
+    launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
+  });
+}
+
+}  // namespace slowfast_fast::cuda::tile
