@@ -6,7 +6,6 @@ GPU: neither its compiler's code generation nor its speed.
 
 import dataclasses
 import math
-import mmap
 import os
 import re
 import subprocess
@@ -23,6 +22,7 @@ from cuda_host.cases import (
     Inputs,
     accumulation,
     assert_as_exact_as_pytorch,
+    far_apart,
     random_inputs,
     rows,
     run_op,
@@ -79,11 +79,6 @@ def test_reads_slices_in_place(host: Harness, bn: bool, layout: str) -> None:
 def test_offsets_beyond_32_bits(host: Harness, bn: bool) -> None:
     case = Case(2, 3, 5, 3, 2, 2, 3, padding=1)
     inputs = random_inputs(case, torch.float16, True, seed=11)
-
-    def far_apart(t: torch.Tensor) -> torch.Tensor:
-        """t's values, the clips 2^31 elements apart, in memory of which only the pages in use exist."""
-        memory = torch.frombuffer(mmap.mmap(-1, 2**32 + 4096), dtype=t.dtype)
-        return memory.as_strided(t.shape, (2**31, *t.stride()[1:])).copy_(t)
 
     expected = run_op(host, inputs, case, bn)
     far = dataclasses.replace(inputs, **{n: far_apart(getattr(inputs, n)) for n in ("x", "residual", "grad")})
@@ -234,9 +229,10 @@ def test_results_do_not_depend_on_the_schedule(host: Harness) -> None:
 
 def test_a_missing_barrier_is_noticed(host: Harness) -> None:
     """For each barrier of the kernels; so each of them is also needed."""
-    expected = everything(host)
-    assert {site.split(":")[0] for site in host.barriers_seen()} >= {"product.cuh", "forward.cuh", "moments.cuh"}
-    for site in host.barriers_seen():
+    expected: list[torch.Tensor] = []
+    sites = host.barriers(lambda: expected.extend(everything(host)))
+    assert {site.split(":")[0] for site in sites} >= {"product.cuh", "forward.cuh", "moments.cuh"}
+    for site in sites:
         host.skip_barrier(site)
         assert any(
             not torch.equal(value, right)

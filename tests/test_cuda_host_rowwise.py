@@ -5,20 +5,13 @@ import dataclasses
 import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
-from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, random_inputs, rows, run_op
+from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, pitched, random_inputs, rows, run_op
 from op_testing import dtypes, lay_out, small_integers
 
 BY_PACKS = {"normalise_rows", "gradient_sum_rows"}
 ONE_BY_ONE = {"normalise_kernel", "gradient_sums"}
 # Packs in a number that divides no block, and more of them than a block has threads.
 CASES = (Case(1, 2, 72, 2, 9, 31, 1), Case(2, 1, 2056, 1, 3, 1, 1))
-
-
-def pitched(t: torch.Tensor) -> torch.Tensor:
-    """t as the last channels of a wider tensor, at a multiple of 16 bytes, as lateral_concat leaves them."""
-    n, c, *frame = t.shape
-    wide = torch.full((n, c + 8, *frame), torch.nan, dtype=t.dtype)
-    return wide.contiguous(memory_format=torch.channels_last_3d)[:, 8:].copy_(t)
 
 
 def without_products(

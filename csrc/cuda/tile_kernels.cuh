@@ -29,7 +29,7 @@ struct Product {
 // One block per tile of the result (x; tiles that share their rows follow one another, so that the rows come from L2) and part of the
 // depth (y). weight_major: Depth for the forward, Outer for dgrad.
 template <class Math, class Shape, Major weight_major>
-__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) product_kernel(Product args) {
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_kernel(Product args) {
   using T = typename Math::T;
   using Left = GatheredRows<T, Shape::kRows>;
   using Right = Weight<T, weight_major, Shape::kColumns>;
@@ -84,7 +84,7 @@ struct alignas(kRowBytes) WgradShared {
 
 // partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. One block per tile (x) and chunk of rows (y); a tile lies under one tap.
 template <class Math, class Shape>
-__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) wgrad_kernel(ConvBackward args, Chunks chunks, float* partial) {
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_wgrad_kernel(ConvBackward args, Chunks chunks, float* partial) {
   using Loader = WgradLoader<typename Math::T, Shape::kRows, Shape::kColumns>;
   unsigned char* stages = shared_memory<WgradShared<Shape>>().stages;
   const ConvShape& s = args.shape;

@@ -124,7 +124,7 @@ PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
     args.parts = {nullptr, chosen.parts};
     if (split) args.parts.sums = queue.template workspace<float>(int64_t(chosen.parts) * problem.rows * problem.outers);
     const int64_t tiles = ceil_div(problem.rows, Shape::kRows) * ceil_div(problem.outers, Shape::kColumns);
-    queue.launch(product_kernel<Math, Shape, weight_major>,
+    queue.launch(tile_product_kernel<Math, Shape, weight_major>,
                  {dim3(unsigned(tiles), unsigned(chosen.parts)), kThreads, sizeof(ProductShared<T, Shape>)},
                  args);
     if (split)
@@ -223,7 +223,7 @@ void wgrad(Queue& queue, const ConvBackward& args, float* scale_product) {
     const int64_t most = std::max({int64_t(1), kFullGrid / tiles, ceil_div(rows_out(s), kMostWgradRows)});
     const Chunks chunks = cut(rows_out(s), kLeastWgradRows, most);
     float* partial = queue.template workspace<float>(chunks.count * s.k * s.kt * s.c);
-    queue.launch(wgrad_kernel<Math, Shape>, {dim3(unsigned(tiles), unsigned(chunks.count)), kThreads, sizeof(WgradShared<Shape>)}, args,
+    queue.launch(tile_wgrad_kernel<Math, Shape>, {dim3(unsigned(tiles), unsigned(chunks.count)), kThreads, sizeof(WgradShared<Shape>)}, args,
                  chunks, partial);
     launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
   });

@@ -85,8 +85,11 @@ class Harness:
         """Lets threads pass the barrier or wait of this name, "file.cuh:12", as if it were not there; "" for none."""
         self._controls.cuda_host_skip_barrier(name.encode())
 
-    def barriers_seen(self) -> list[str]:
-        return self._controls.cuda_host_barriers_seen().decode().split()
+    def barriers(self, call: Callable[[], object]) -> set[str]:
+        """The barriers and waits that threads come to in ``call``, by name."""
+        self._controls.cuda_host_forget_launches()
+        call()
+        return set(self._controls.cuda_host_barriers_seen().decode().split())
 
     def attempt(self, kernel: str) -> str:
         """Runs one of the kernels of instructions.cpp. What went wrong, or ""."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +56,28 @@ def conv(x: torch.Tensor, weight: torch.Tensor, case: Case) -> torch.Tensor:
     return F.conv3d(x, weight, None, stride, padding, dilation)
 
 
+Convolve = Callable[[torch.Tensor, torch.Tensor, Case], torch.Tensor]
+
+
 def channel(vector: torch.Tensor) -> torch.Tensor:
     return vector.view(1, -1, 1, 1, 1)
 
 
 def rows(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous(memory_format=torch.channels_last_3d)
+
+
+def pitched(t: torch.Tensor) -> torch.Tensor:
+    """t as the last channels of a wider tensor, at a multiple of 16 bytes, as lateral_concat leaves them."""
+    n, c, *frame = t.shape
+    wide = torch.full((n, c + 8, *frame), torch.nan, dtype=t.dtype)
+    return wide.contiguous(memory_format=torch.channels_last_3d)[:, 8:].copy_(t)
+
+
+def far_apart(t: torch.Tensor) -> torch.Tensor:
+    """Two clips of 2-byte values, 2^31 elements apart, in memory of which only the pages in use exist."""
+    memory = torch.frombuffer(mmap.mmap(-1, 2**32 + (1 << 20)), dtype=t.dtype)
+    return memory.as_strided(t.shape, (2**31, *t.stride()[1:])).copy_(t)
 
 
 @dataclasses.dataclass
@@ -102,11 +120,13 @@ def random_inputs(case: Case, dtype: torch.dtype, full: bool, seed: int) -> Inpu
     )
 
 
-def stock(inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool, y: torch.Tensor) -> dict[str, torch.Tensor]:
+def stock(
+    inputs: Inputs, case: Case, dtype: torch.dtype, bn: bool, y: torch.Tensor, convolve: Convolve = conv
+) -> dict[str, torch.Tensor]:
     """The op as PyTorch computes it in `dtype`, with all gradients. The ReLU passes what it passed in `y`: whether a
     value next to 0 is cut off is a matter of rounding, and not what is compared."""
     x, weight, v1, v2, residual = leaves = inputs.leaves(dtype)
-    out = conv(x, weight, case)
+    out = convolve(x, weight, case)
     if bn:
         out = F.batch_norm(out, None, None, v1, v2, training=True)
     elif v1 is not None:

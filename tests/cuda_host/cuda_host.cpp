@@ -265,7 +265,10 @@ void note_launch(const void* kernel) {
 
 const char* kernels_launched() { return joined(state.launched, state.launched_text); }
 
-void forget_launches() { state.launched.clear(); }
+void forget_launches() {
+  state.launched.clear();
+  state.seen.clear();
+}
 
 void skip_barrier(const char* name) { state.skipped = name; }
 
