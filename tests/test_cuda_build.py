@@ -30,6 +30,10 @@ LOADS, COPIES, STORES, PRODUCTS = r"LDG\.E\.128", r"LDGSTS\.E\.BYPASS\.128", r"S
 FAMILIES = {
     r"::(normalise_rows|copy_rows)<": (LOADS, STORES),
     r"::gradient_sum_rows<": (LOADS,),
+    r"::tile_(product|wgrad)_kernel<.*::TensorCores<": (COPIES, PRODUCTS),
+    r"::tile_(product|wgrad)_kernel<.*::Fma": (COPIES, r"FFMA"),
+    r"::tile_product_kernel<": (STORES,),
+    r"::tile::(finish_kernel|output_gradient)<": (LOADS, STORES),
 }
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
