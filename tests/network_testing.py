@@ -61,7 +61,7 @@ def statistics(model: nn.Module) -> Tensor:
 
 def step(model: Callable[..., Tensor], x: list[Tensor]) -> Tensor:
     logits = model(x)
-    F.cross_entropy(logits, torch.arange(len(logits)) % 7).backward()
+    F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % 7).backward()
     return logits.detach()
 
 

@@ -24,10 +24,11 @@ def table(measurement: Measurement) -> str:
     """One case as text: a heading with its size and the machine's limits, then a line per variant, fastest first."""
     case = measurement.case
     copy, gemm = measurement.copy_gigabytes_per_second, measurement.gemm_gigaflops_per_second
+    per_second, giga = ("TFLOP/s", 1e3) if measurement.device == "cuda" else ("GFLOP/s", 1.0)
     lines = [
         f"{case.name} ({case.leg}): {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
-        f"(copy {copy:.1f} GB/s, gemm {gemm:.0f} GFLOP/s)",
-        f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{'GB/s':>8}{'GFLOP/s':>9}{'% limit':>9}{'error':>9}",
+        f"(copy {copy:.1f} GB/s, gemm {gemm / giga:.0f} {per_second})",
+        f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{'GB/s':>8}{per_second:>9}{'% limit':>9}{'error':>9}",
     ]
     for name in sorted(measurement.variants, key=measurement.median):
         ratio = measurement.ratio(STOCK, name)
@@ -37,7 +38,7 @@ def table(measurement: Measurement) -> str:
             f"{measurement.spread(name):>7.0%} "
             f"{'' if ratio is None else f'{ratio:.2f}':>8} "
             f"{measurement.gigabytes_per_second(name):>7.1f} "
-            f"{measurement.gigaflops_per_second(name):>8.1f} "
+            f"{measurement.gigaflops_per_second(name) / giga:>8.1f} "
             f"{measurement.percent_of_limit(name):>8.0f} "
             f"{measurement.errors[name]:>8.0e}"
         )
