@@ -64,7 +64,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
   Acc* scale_product = normalises ? nullptr : dscale;
   bool dx_wanted = args.dx.data && rows_in(s) > 0, dweight_wanted = args.dweight || scale_product;
   if constexpr (!std::is_same_v<T, double>) {
-    const bool tiled = !tile::refusal(args), tiled_dgrad = tiled && dx_wanted && !tile::dgrad_refusal(s);
+    const bool tiled = !tile::why_not(args), tiled_dgrad = tiled && dx_wanted && !tile::why_not_dgrad(s);
     if (tiled_dgrad || (tiled && dweight_wanted)) {
       const ConvBackward plain = tile::with_output_gradient<T>(queue, args, sum, sum_xhat);
       if (tiled_dgrad) tile::dgrad<T>(queue, plain);

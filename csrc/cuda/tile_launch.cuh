@@ -30,7 +30,7 @@ bool aligned(const RowsOf<Pointer>& rows, int64_t element) {
 }
 
 // Why these kernels do not take a convolution, whatever its tensors; nullptr if they do.
-inline const char* refusal(const ConvShape& s, Dtype dtype) {
+inline const char* why_not(const ConvShape& s, Dtype dtype) {
   if (dtype == Dtype::Float64) return "float64 has no tiled kernels";
   const int64_t chunk = kChunkBytes / (dtype == Dtype::Float32 ? 4 : 2);
   if (s.c % chunk || s.k % chunk) return "C or K is no multiple of 16 bytes";
@@ -42,20 +42,20 @@ inline const char* refusal(const ConvShape& s, Dtype dtype) {
   return nullptr;
 }
 
-inline const char* dgrad_refusal(const ConvShape& s) {
+inline const char* why_not_dgrad(const ConvShape& s) {
   return s.stride > 1 && s.dilation > 1 ? "dgrad with both a stride and a dilation" : nullptr;
 }
 
 constexpr const char* kMisaligned = "a tensor's begin or a stride is no multiple of 16 bytes";
 
-inline const char* refusal(const ConvForward& args) {
-  if (const char* why = refusal(args.shape, args.dtype)) return why;
+inline const char* why_not(const ConvForward& args) {
+  if (const char* why = why_not(args.shape, args.dtype)) return why;
   const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
   return aligned(args.x, element) && aligned(args.residual, element) && aligned(args.y, element) ? nullptr : kMisaligned;
 }
 
-inline const char* refusal(const ConvBackward& args) {
-  if (const char* why = refusal(args.shape, args.dtype)) return why;
+inline const char* why_not(const ConvBackward& args) {
+  if (const char* why = why_not(args.shape, args.dtype)) return why;
   const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
   return aligned(args.grad, element) && aligned(args.x, element) && aligned(args.y, element) && aligned(args.bn.raw, element) &&
                  aligned(args.bn.residual, element) && aligned(args.dx, element)
@@ -148,7 +148,7 @@ const void* packed_weight(Queue& queue, const ConvShape& s, const void* weight, 
 template <class T, class Queue>
 bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (refusal(args)) return false;
+    if (why_not(args)) return false;
     const ConvShape& s = args.shape;
     Product product{};
     product.problem = {int(rows_out(s)), int(s.t_out), int(s.p), 0, 1, -int(s.padding), int(s.stride), int(s.dilation),

@@ -100,7 +100,8 @@ class GatheredRows {
   const Table& table_;
 };
 
-// The weight, packed as (K, kt, C): of the forward, where outer is an output channel ...
+// The weight, packed as (K, kt, C). Of the forward, in Major::Depth: outer is an output channel. Of dgrad, in Major::Outer: outer is an
+// input channel.
 template <class T, Major major, int outers>
 class Weight {
  public:
@@ -110,29 +111,25 @@ class Weight {
       : problem_(problem), weight_(static_cast<const T*>(weight)), kt_(kt), first_outer_(first_outer) {}
 
   __device__ void load(unsigned char* tile, int term, int depth) const {
-    const int tap = problem_.first_tap + term * problem_.tap_step;
+    // Of this thread's first chunk; the next ones are kRowsPerPass rows on, and in Major::Outer then a slab.
+    const int outer = first_outer_ + (major == Major::Depth ? pass_row() : pass_chunk() * kChunk<T>);
+    const int d = depth + (major == Major::Depth ? pass_chunk() * kChunk<T> : pass_row());
+    const int64_t step = int64_t(kt_) * (major == Major::Depth ? problem_.depth : problem_.outers);
+    const int64_t tap = int64_t(problem_.first_tap + term * problem_.tap_step) * (major == Major::Depth ? problem_.depth : problem_.outers);
+    const T* first = weight_ + tap + (major == Major::Depth ? outer * step + d : d * step + outer);
 #pragma unroll
     for (int i = 0; i < Tile::kPasses; ++i) {
-      const int row = pass_row() + i * kRowsPerPass;
-      int outer = first_outer_, d = depth;
-      if constexpr (major == Major::Depth) {
-        outer += row;
-        d += pass_chunk() * kChunk<T>;
-      } else {
-        outer += row / Tile::kSlab * Tile::kSlab + pass_chunk() * kChunk<T>;
-        d += row % Tile::kSlab;
-      }
-      const bool present = outer < problem_.outers && d < problem_.depth;
-      cp_async16(tile + Tile::at(row, pass_chunk()), present ? weight_ + offset(outer, tap, d) : weight_, present);
+      constexpr int kSlabPasses = Tile::kSlab / kRowsPerPass;
+      const int rows = (major == Major::Depth ? i : i % kSlabPasses) * kRowsPerPass;
+      const int slab = major == Major::Depth ? 0 : i / kSlabPasses * Tile::kSlab;
+      const bool present = major == Major::Depth ? outer + rows < problem_.outers && d < problem_.depth
+                                                 : outer + slab < problem_.outers && d + rows < problem_.depth;
+      cp_async16(tile + Tile::at(pass_row() + i * kRowsPerPass, pass_chunk()), present ? first + rows * step + slab : weight_,
+                 present);
     }
   }
 
  private:
-  __device__ int64_t offset(int outer, int tap, int d) const {
-    if constexpr (major == Major::Depth) return (int64_t(outer) * kt_ + tap) * problem_.depth + d;
-    else return (int64_t(d) * kt_ + tap) * problem_.outers + outer;  // ... of dgrad, where outer is an input channel
-  }
-
   const Problem& problem_;
   const T* weight_;
   int kt_, first_outer_;
