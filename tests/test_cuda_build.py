@@ -41,8 +41,10 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
 @dataclass
 class Kernel:
-    """One kernel on one architecture. Frames hold spilled registers and arrays that ended up in local memory."""
+    """One kernel of a source on one architecture. Frames hold spilled registers and arrays that ended up in local
+    memory."""
 
+    source: str
     name: str  # demangled
     architecture: str
     registers: int
@@ -119,6 +121,7 @@ def kernels() -> list[Kernel]:
             shared = re.search(r"(\d+) bytes smem", report["rest"])
             found.append(
                 Kernel(
+                    log.stem,
                     report["name"],
                     report["architecture"],
                     int(report["registers"]),
@@ -136,11 +139,11 @@ def code(kernels: list[Kernel]) -> list[Kernel]:
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("there is no cuobjdump: it comes with the CUDA toolkit, and with triton")
-    by_name = {(kernel.name, kernel.architecture): kernel for kernel in kernels}
+    by_name = {(kernel.source, kernel.name, kernel.architecture): kernel for kernel in kernels}
     for compiled in sorted(compile_all().glob("*.o")):
         listing = subprocess.run([cuobjdump, "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
         for name, architecture, opcodes in functions(demangle(listing)):
-            by_name[name, architecture].opcodes = opcodes
+            by_name[compiled.stem, name, architecture].opcodes = opcodes
     assert all(kernel.opcodes for kernel in kernels)
     return kernels
 
@@ -161,11 +164,11 @@ def functions(listing: str) -> Iterator[tuple[str, str, Counter]]:
 
 
 def test_nothing_spills(kernels: list[Kernel]) -> None:
-    assert [kernel for kernel in kernels if kernel.frame] == []
+    assert [(kernel.name, kernel.architecture, kernel.frame) for kernel in kernels if kernel.frame] == []
 
 
 def test_every_kernel_is_made_for_every_architecture(kernels: list[Kernel]) -> None:
-    names = Counter(kernel.name for kernel in kernels)
+    names = Counter((kernel.source, kernel.name) for kernel in kernels)
     assert set(names.values()) == {len(ARCHITECTURES)}
 
 

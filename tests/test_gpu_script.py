@@ -200,5 +200,7 @@ def test_commands_work(tmp_path: Path) -> None:
 
 
 def test_ops_for_the_sanitizers(capsys: pytest.CaptureFixture) -> None:
-    load("exercise_ops").main("cpu")
+    module = load("exercise_ops")
+    module.TEMPORAL = module.TEMPORAL[:6]  # the others are for tiles of the CUDA kernels
+    module.main("cpu")
     assert "every op ran on cpu" in capsys.readouterr().out

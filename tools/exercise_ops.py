@@ -3,8 +3,8 @@
     python tools/exercise_ops.py [cuda]
 
 Inputs are made on the host, so that on a GPU hardly a kernel but ours runs. One shape for each kind of kernel: narrow
-and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides, too few rows for
-the chip.
+and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides; rows too few for the
+chip, so that the depth is split, and enough of them and of channels for the larger tiles, forward and in dgrad.
 """
 
 import sys
@@ -25,6 +25,10 @@ TEMPORAL = (
     (160, 136, 4, 3, 1),
     (7, 5, 5, 5, 2),
     (64, 256, 2, 1, 1),
+    (32, 960, 15, 3, 1),
+    (960, 32, 15, 3, 1),
+    (32, 2048, 15, 1, 1),
+    (2048, 32, 15, 1, 1),
 )
 # channels of slow, of fast, of the lateral convolution, frames of slow
 LATERAL = ((64, 8, 16, 2), (128, 64, 128, 1), (5, 3, 6, 2))
