@@ -3,8 +3,8 @@
     python tools/exercise_ops.py [cuda]
 
 Inputs are made on the host, so that on a GPU hardly a kernel but ours runs. One shape for each kind of kernel: narrow
-and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides; rows too few for the
-chip, so that the depth is split, and enough of them and of channels for the larger tiles, forward and in dgrad.
+and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides; rows too few for
+the chip, so that the depth is split, and enough of them and of channels for the larger tiles, forward and in dgrad.
 """
 
 import sys
