@@ -213,6 +213,37 @@ def test_the_rest_runs_on_the_general_kernels(
     assert_as_exact_as_pytorch(got, inputs, case, dtype, False)
 
 
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (
+            Case(8, 1024, 256, 8, 16, 16, 3, padding=1),
+            "forward: 128 x 128 tiles on tensor cores; dgrad: 128 x 128 tiles on tensor cores; "
+            "wgrad: 128 x 128 tiles on tensor cores, 5 parts of the rows",
+        ),
+        (
+            Case(1, 2048, 512, 8, 7, 7, 3, padding=1),
+            "forward: 64 x 64 tiles on tensor cores, 4 parts of the depth; dgrad: 64 x 64 tiles on tensor cores; "
+            "wgrad: 128 x 128 tiles on tensor cores",
+        ),
+        (
+            Case(1, 12, 64, 2, 2, 2, 1),
+            "; ".join(
+                f"{product}: general kernels: C or K is no multiple of 16 bytes"
+                for product in ("forward", "dgrad", "wgrad")
+            ),
+        ),
+    ],
+    ids=str,
+)
+def test_explains(host: Harness, case: Case, said: str) -> None:
+    assert host.explain(case.shape, torch.bfloat16) == said
+
+
+def test_explains_misaligned_tensors(host: Harness) -> None:
+    assert "no multiple of 16 bytes" in host.explain(CASES[0].shape, torch.float16, aligned=False)
+
+
 def everything(host: Harness, schedule: str) -> list[torch.Tensor]:
     """Results of every tiled kernel, at sizes that take the loop of the pipeline several times around."""
     host.set_schedule(schedule)

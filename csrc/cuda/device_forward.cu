@@ -1,5 +1,7 @@
-// All that a forward pass launches; device_backward.cu has the rest. Two sources, so that two compilers share the kernels.
+// All that a forward pass launches; device_backward.cu has the rest. Two sources, so that two compilers share the
+// kernels.
 #include "device.h"
+#include "explain.cuh"
 #include "queue.cuh"
 
 namespace slowfast_fast {
@@ -30,3 +32,15 @@ void Cuda::update_running(const RunningStats& args) {
 }
 
 }  // namespace slowfast_fast
+
+// What explain.cuh says of a convolution, for Python; asks nothing of a device. shape: the members of ConvShape, in
+// their order. The text is the thread's, until its next call.
+extern "C" __attribute__((visibility("default"))) const char* slowfast_fast_cuda_kernels(const int64_t* shape,
+                                                                                         int dtype, bool tf32,
+                                                                                         bool aligned) {
+  using namespace slowfast_fast;
+  static thread_local std::string text;
+  const ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9]};
+  text = cuda::explain(s, static_cast<Dtype>(dtype), tf32, aligned);
+  return text.c_str();
+}

@@ -1,12 +1,12 @@
-// The product of two tiles on tensor cores (or, for exact float32, on FMA), fed by a pipeline of asynchronous copies. Forward, dgrad
-// and wgrad differ in what they copy and in what becomes of the result.
+// The product of two tiles on tensor cores (or, for exact float32, on FMA), fed by a pipeline of asynchronous copies.
+// Forward, dgrad and wgrad differ in what they copy and in what becomes of the result.
 //
-// An operand's tile is kept in rows of 128 bytes, 8 chunks of 16 bytes each. Its depth (the index that the product sums over) spans
-// 128 bytes of elements in either order:
+// An operand's tile is kept in rows of 128 bytes, 8 chunks of 16 bytes each. Its depth (the index that the product sums
+// over) spans 128 bytes of elements in either order:
 //   Major::Depth   row o is outer index o, along the depth (as activations and weights lie for the forward)
 //   Major::Outer   slabs of 128 bytes of outer indices; in a slab row d is depth index d (as everything lies for wgrad)
-// Chunk c of row r stands at c ^ key(r), so that the 8 addresses of a matrix that ldmatrix reads, and the 16-byte writes of a warp, fall
-// into different banks.
+// Chunk c of row r stands at c ^ key(r), so that the 8 addresses of a matrix that ldmatrix reads, and the 16-byte
+// writes of a warp, fall into different banks.
 #pragma once
 #include "rowwise.cuh"
 
@@ -15,7 +15,7 @@ namespace slowfast_fast::cuda::tile {
 constexpr int kThreads = 256, kWarps = kThreads / int(kWarp);
 constexpr int kRowBytes = 128, kChunkBytes = 16, kRowChunks = kRowBytes / kChunkBytes;
 constexpr int kRowsPerPass = kThreads / kRowChunks;  // rows that the block's threads bring in at one chunk each
-constexpr int kSteps = 4;                            // a step is 32 bytes of depth: one mma of 16-bit or of TF32 operands
+constexpr int kSteps = 4;  // a step is 32 bytes of depth: one mma of 16-bit or of TF32 operands
 static_assert(kSteps * 2 == kRowChunks);
 
 template <class T>
@@ -53,7 +53,8 @@ struct Operand {
     return words[outer % kChunk<T>];
   }
 
-  // 16 outer indices of a step's depth, as mma's operand a; b of two neighbouring products is (r[0], r[2]) and (r[1], r[3]).
+  // 16 outer indices of a step's depth, as mma's operand a; b of two neighbouring products is (r[0], r[2]) and (r[1],
+  // r[3]).
   __device__ static void fragment(uint32_t (&r)[4], const unsigned char* tile, int outer, int step) {
     if constexpr (major == Major::Depth) {
       ldmatrix_x4(r, tile + at(outer + lane() % 16, 2 * step + lane() / 16));
@@ -82,8 +83,8 @@ struct Operand {
   }
 };
 
-// A tile of the result: its size, how the 8 warps share it, and how many stages of operands are under way. The figures of each
-// are in docs/performance.md.
+// A tile of the result: its size, how the 8 warps share it, and how many stages of operands are under way. The figures
+// of each are in docs/performance.md.
 template <int rows, int columns, int warps_down, int stages, int blocks>
 struct Shape {
   static constexpr int kRows = rows, kColumns = columns, kStages = stages;
@@ -101,7 +102,8 @@ struct Shape {
   __device__ static int column(int across, int i) { return warp_column() + across * 8 + lane_quad() * 2 + i % 2; }
 };
 
-// 128 x 128: 64 products of 16 x 8 x 16 on 24 ldmatrix of a warp in each stage, the best ratio that 128 registers allow.
+// 128 x 128: 64 products of 16 x 8 x 16 on 24 ldmatrix of a warp in each stage, the best ratio that 128 registers
+// allow.
 using Wide = Shape<128, 128, 2, 3, 2>;
 // Twice the blocks where there are too few of the above, before the depth is split.
 using Tall = Shape<128, 64, 4, 3, 2>;
@@ -120,7 +122,8 @@ struct TensorCores {
   static constexpr bool kSumsBlocks = false;
 
   template <class Shape, class Left, class Right>
-  __device__ static void step(Results<Shape>& results, const unsigned char* left, const unsigned char* right, int step) {
+  __device__ static void step(Results<Shape>& results, const unsigned char* left, const unsigned char* right,
+                              int step) {
     uint32_t a[Shape::kDown][4], b[Shape::kAcross / 2][4];
 #pragma unroll
     for (int i = 0; i < Shape::kDown; ++i) Left::fragment(a[i], left, Shape::warp_row() + 16 * i, step);
@@ -159,7 +162,8 @@ struct Fma {
   static constexpr bool kSumsBlocks = true;
 
   template <class Shape, class Left, class Right>
-  __device__ static void step(Results<Shape>& results, const unsigned char* left, const unsigned char* right, int step) {
+  __device__ static void step(Results<Shape>& results, const unsigned char* left, const unsigned char* right,
+                              int step) {
 #pragma unroll
     for (int chunk = 2 * step; chunk < 2 * step + 2; ++chunk) {
       Pack<float> b[Shape::kAcross][2];
@@ -196,11 +200,13 @@ __device__ void clear(Results<Shape>& results) {
 template <class Math, class Shape, class Left, class Right>
 __device__ void multiply_stage(const unsigned char* stage, Results<Shape>& results) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) Math::template step<Shape, Left, Right>(results, stage, stage + Left::kBytes, step);
+  for (int step = 0; step < kSteps; ++step)
+    Math::template step<Shape, Left, Right>(results, stage, stage + Left::kBytes, step);
 }
 
-// results = the product summed over `blocks` tiles of depth, which the loader brings one after another: load(left, right) starts the
-// copies of the next one. All threads take part; afterwards shared memory may still be read by others.
+// results = the product summed over `blocks` tiles of depth, which the loader brings one after another: load(left,
+// right) starts the copies of the next one. All threads take part; afterwards shared memory may still be read by
+// others.
 template <class Math, class Shape, class Left, class Right, class Loader>
 __device__ void multiply(unsigned char* shared, Loader& loader, int blocks, Results<Shape>& results) {
   static_assert(Left::kOuters == Shape::kRows && Right::kOuters == Shape::kColumns);

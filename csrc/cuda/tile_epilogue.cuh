@@ -1,5 +1,6 @@
-// What becomes of a tile of sums: scale, shift, residual, ReLU, conversion and 16-byte stores; in training also the moments of what was
-// stored. The sums come from a tile in shared memory, or from the parts of a product whose depth was split.
+// What becomes of a tile of sums: scale, shift, residual, ReLU, conversion and 16-byte stores; in training also the
+// moments of what was stored. The sums come from a tile in shared memory, or from the parts of a product whose depth
+// was split.
 #pragma once
 #include "moments.cuh"
 #include "tile_loaders.cuh"
@@ -71,11 +72,11 @@ __device__ void leave_moments(MomentsScratch<T, columns>& scratch, const ColumnM
   out[column] = all;
 }
 
-// Finishes rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives a chunk of sums; `tile`
-// is the number of this tile of rows among the moments.
+// Finishes rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives a chunk
+// of sums; `tile` is the number of this tile of rows among the moments.
 template <class T, int columns, class Values>
-__device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile, int first_row,
-                       int rows, int first_outer, const Values& values) {
+__device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile,
+                       int first_row, int rows, int first_outer, const Values& values) {
   using Lanes = Share<T, columns>;
   const int outer = first_outer + Lanes::column();
   ColumnMoments<T> moments;
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Problem problem, Epilo
   const int column_tiles = (problem.outers + kFinishColumns - 1) / kFinishColumns;
   const int tile = int(blockIdx.x) / column_tiles, first_outer = int(blockIdx.x) % column_tiles * kFinishColumns;
   const int first_row = tile * kFinishRows;
-  const auto values = [&](int row, int column, float(&sums)[kChunk<T>]) {
+  const auto values = [&](int row, int column, float (&sums)[kChunk<T>]) {
     for (float& sum : sums) sum = 0;
     for (int part = 0; part < parts.count; ++part) {
       const float* from = parts.at(problem, part, first_row + row) + first_outer + column;
@@ -156,7 +157,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Problem problem, Epilo
     }
   };
   finish<T, kFinishColumns>(scratch, problem, epilogue, tile, first_row,
-                            problem.rows - first_row < kFinishRows ? problem.rows - first_row : kFinishRows, first_outer, values);
+                            problem.rows - first_row < kFinishRows ? problem.rows - first_row : kFinishRows,
+                            first_outer, values);
 }
 
 }  // namespace slowfast_fast::cuda::tile

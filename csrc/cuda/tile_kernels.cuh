@@ -1,4 +1,5 @@
-// The kernels of the wide layers: rows times weight (forward and dgrad), wgrad, and the passes that prepare what they read.
+// The kernels of the wide layers: rows times weight (forward and dgrad), wgrad, and the passes that prepare what they
+// read.
 #pragma once
 #include "backward.cuh"
 #include "tile_epilogue.cuh"
@@ -26,8 +27,8 @@ struct Product {
   Parts parts;  // of more than one: the sums go there, and finish_kernel follows
 };
 
-// One block per tile of the result (x; tiles that share their rows follow one another, so that the rows come from L2) and part of the
-// depth (y). weight_major: Depth for the forward, Outer for dgrad.
+// One block per tile of the result (x; tiles that share their rows follow one another, so that the rows come from L2)
+// and part of the depth (y). weight_major: Depth for the forward, Outer for dgrad.
 template <class Math, class Shape, Major weight_major>
 __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_kernel(Product args) {
   using T = typename Math::T;
@@ -59,7 +60,8 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_ke
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int row = Shape::row(i, e), outer = first_outer + Shape::column(j, e);
-          if (row < rows && outer < problem.outers) args.parts.at(problem, part, first_row + row)[outer] = results[i][j][e];
+          if (row < rows && outer < problem.outers)
+            args.parts.at(problem, part, first_row + row)[outer] = results[i][j][e];
         }
     return;
   }
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_ke
   finishing.sums.put(results);
   __syncthreads();
   finish<T, Shape::kColumns>(finishing.scratch, problem, args.epilogue, tile, first_row, rows, first_outer,
-                             [&](int row, int column, float(&sums)[kChunk<T>]) {
+                             [&](int row, int column, float (&sums)[kChunk<T>]) {
                                for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
                                  Pack<float> pack;
                                  pack.load(&finishing.sums.of[row][column + e]);
@@ -82,13 +84,16 @@ struct alignas(kRowBytes) WgradShared {
   unsigned char stages[Shape::kStageBytes * Shape::kStages];
 };
 
-// partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. One block per tile (x) and chunk of rows (y); a tile lies under one tap.
+// partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. One block per tile (x) and chunk of rows (y); a tile
+// lies under one tap.
 template <class Math, class Shape>
-__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_wgrad_kernel(ConvBackward args, Chunks chunks, float* partial) {
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM)
+    tile_wgrad_kernel(ConvBackward args, Chunks chunks, float* partial) {
   using Loader = WgradLoader<typename Math::T, Shape::kRows, Shape::kColumns>;
   unsigned char* stages = shared_memory<WgradShared<Shape>>().stages;
   const ConvShape& s = args.shape;
-  const int k_tiles = int((s.k + Shape::kRows - 1) / Shape::kRows), c_tiles = int((s.c + Shape::kColumns - 1) / Shape::kColumns);
+  const int k_tiles = int((s.k + Shape::kRows - 1) / Shape::kRows),
+            c_tiles = int((s.c + Shape::kColumns - 1) / Shape::kColumns);
   const int first_k = int(blockIdx.x) % k_tiles * Shape::kRows, of_taps = int(blockIdx.x) / k_tiles;
   const int tap = of_taps / c_tiles, first_c = of_taps % c_tiles * Shape::kColumns;
   const int64_t chunk = blockIdx.y, begin = chunks.begin(chunk), end = chunks.end(chunk);
@@ -110,7 +115,8 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_wgrad_kern
 
 // packed (K, kt, C) from the weight (K, C, kt), times scale(k) where there is one.
 template <class T>
-__global__ void __launch_bounds__(kElementThreads) pack_weight(ConvShape s, const void* weight, const void* scale, T* packed) {
+__global__ void __launch_bounds__(kElementThreads)
+    pack_weight(ConvShape s, const void* weight, const void* scale, T* packed) {
   const int64_t elements = s.k * s.kt * s.c;
   for (int64_t i = first_element(); i < elements; i += element_step()) {
     const int64_t c = i % s.c, j = i / s.c % s.kt, k = i / (s.c * s.kt);
@@ -119,11 +125,11 @@ __global__ void __launch_bounds__(kElementThreads) pack_weight(ConvShape s, cons
   }
 }
 
-// What dgrad and wgrad multiply, once and for both: the gradient past the ReLU and, in the BatchNorm form, with respect to the
-// convolution's output. sum and sum_xhat: (K), BatchNorm only.
+// What dgrad and wgrad multiply, once and for both: the gradient past the ReLU and, in the BatchNorm form, with respect
+// to the convolution's output. sum and sum_xhat: (K), BatchNorm only.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) output_gradient(ConvBackward args, RowPlan plan, const float* sum,
-                                                                                const float* sum_xhat, OutRows out) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
+    output_gradient(ConvBackward args, RowPlan plan, const float* sum, const float* sum_xhat, OutRows out) {
   const ConvShape& s = args.shape;
   const bool normalises = args.bn.raw.data, residual_masks = normalises && args.relu && args.bn.residual.data;
   const int64_t channel = plan.channel<T>();

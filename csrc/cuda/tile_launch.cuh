@@ -1,6 +1,8 @@
-// When the tiled kernels can run, in which sizes, and their launches. A function that returns false has done nothing: the caller takes
-// the general kernels.
+// When the tiled kernels can run, in which sizes, and their launches. A function that returns false has done nothing:
+// the caller takes the general kernels.
 #pragma once
+#include <string>
+
 #include "tile_kernels.cuh"
 
 namespace slowfast_fast::cuda::tile {
@@ -12,12 +14,13 @@ struct Plan {
   int parts;  // of the depth, in different blocks
 };
 
-// What a grid has to fill: two blocks on each SM of an H100 or H200. A constant, not asked of the device, because the number of parts
-// decides how a sum is rounded, and results should not depend on where they were computed.
+// What a grid has to fill: two blocks on each SM of an H100 or H200. A constant, not asked of the device, because the
+// number of parts decides how a sum is rounded, and results should not depend on where they were computed.
 constexpr int64_t kSMs = 132, kFullGrid = 2 * kSMs;
 constexpr int64_t kLeastPart = 8;   // tiles of depth in a part: the pipeline's start and the part's sums cost about two
 constexpr int64_t kMostParts = 16;  // that finish_kernel adds, one after another
-// Rows of a chunk in wgrad. Fewer do not pay for writing its sums, more let the rounding errors of a long float32 sum grow.
+// Rows of a chunk in wgrad. Fewer do not pay for writing its sums, more let the rounding errors of a long float32 sum
+// grow.
 constexpr int64_t kLeastWgradRows = 512, kMostWgradRows = 1 << 15;
 
 constexpr int64_t kMostRows = 1 << 30, kMostFrames = 1 << 28;  // what 32-bit places are computed with
@@ -35,9 +38,11 @@ inline const char* why_not(const ConvShape& s, Dtype dtype) {
   const int64_t chunk = kChunkBytes / (dtype == Dtype::Float32 ? 4 : 2);
   if (s.c % chunk || s.k % chunk) return "C or K is no multiple of 16 bytes";
   if (rows_in(s) == 0 || rows_out(s) == 0 || s.c == 0) return "there is nothing to multiply";
-  if (std::max(rows_in(s), rows_out(s)) > kMostRows || std::max(s.c, s.k) > kMostRows) return "more than 2^30 rows or channels";
+  if (std::max(rows_in(s), rows_out(s)) > kMostRows || std::max(s.c, s.k) > kMostRows)
+    return "more than 2^30 rows or channels";
   if (s.t_in + s.padding + s.t_out * s.stride + s.kt * s.dilation > kMostFrames) return "more than 2^28 frames";
-  if (ceil_div(std::max(rows_in(s), rows_out(s)), Small::kRows) * ceil_div(std::max(s.c, s.k), Small::kColumns) > kMostRows)
+  if (ceil_div(std::max(rows_in(s), rows_out(s)), Small::kRows) * ceil_div(std::max(s.c, s.k), Small::kColumns) >
+      kMostRows)
     return "more than 2^30 tiles";
   return nullptr;
 }
@@ -51,19 +56,21 @@ constexpr const char* kMisaligned = "a tensor's begin or a stride is no multiple
 inline const char* why_not(const ConvForward& args) {
   if (const char* why = why_not(args.shape, args.dtype)) return why;
   const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
-  return aligned(args.x, element) && aligned(args.residual, element) && aligned(args.y, element) ? nullptr : kMisaligned;
+  return aligned(args.x, element) && aligned(args.residual, element) && aligned(args.y, element) ? nullptr
+                                                                                                 : kMisaligned;
 }
 
 inline const char* why_not(const ConvBackward& args) {
   if (const char* why = why_not(args.shape, args.dtype)) return why;
   const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
-  return aligned(args.grad, element) && aligned(args.x, element) && aligned(args.y, element) && aligned(args.bn.raw, element) &&
-                 aligned(args.bn.residual, element) && aligned(args.dx, element)
+  return aligned(args.grad, element) && aligned(args.x, element) && aligned(args.y, element) &&
+                 aligned(args.bn.raw, element) && aligned(args.bn.residual, element) && aligned(args.dx, element)
              ? nullptr
              : kMisaligned;
 }
 
-// Whether the largest tiles fit the registers: 4-byte operands that lie along the outer index are read word by word, from more addresses.
+// Whether the largest tiles fit the registers: 4-byte operands that lie along the outer index are read word by word,
+// from more addresses.
 template <class Math, Major weight_major>
 constexpr bool kTakesWide = sizeof(typename Math::T) == 2 || weight_major == Major::Depth;
 
@@ -125,12 +132,11 @@ PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
     if (split) args.parts.sums = queue.template workspace<float>(int64_t(chosen.parts) * problem.rows * problem.outers);
     const int64_t tiles = ceil_div(problem.rows, Shape::kRows) * ceil_div(problem.outers, Shape::kColumns);
     queue.launch(tile_product_kernel<Math, Shape, weight_major>,
-                 {dim3(unsigned(tiles), unsigned(chosen.parts)), kThreads, sizeof(ProductShared<T, Shape>)},
-                 args);
+                 {dim3(unsigned(tiles), unsigned(chosen.parts)), kThreads, sizeof(ProductShared<T, Shape>)}, args);
     if (split)
       queue.launch(finish_kernel<T>,
-                   {dim3(unsigned(ceil_div(problem.rows, kFinishRows) * ceil_div(problem.outers, kFinishColumns))), kThreads,
-                    sizeof(MomentsScratch<T, kFinishColumns>)},
+                   {dim3(unsigned(ceil_div(problem.rows, kFinishRows) * ceil_div(problem.outers, kFinishColumns))),
+                    kThreads, sizeof(MomentsScratch<T, kFinishColumns>)},
                    problem, args.epilogue, args.parts);
   });
   return moments;
@@ -151,8 +157,8 @@ bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
     if (why_not(args)) return false;
     const ConvShape& s = args.shape;
     Product product{};
-    product.problem = {int(rows_out(s)), int(s.t_out), int(s.p), 0, 1, -int(s.padding), int(s.stride), int(s.dilation),
-                       int(s.t_in), int(s.kt), 0, 1, int(s.c), int(s.k)};
+    product.problem = {int(rows_out(s)), int(s.t_out), int(s.p),  0, 1, -int(s.padding), int(s.stride),
+                       int(s.dilation),  int(s.t_in),  int(s.kt), 0, 1, int(s.c),        int(s.k)};
     product.source = args.x;
     product.weight = packed_weight<T>(queue, s, args.weight, nullptr);
     product.kt = int(s.kt);
@@ -166,9 +172,10 @@ bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   return false;
 }
 
-// The same gradients asked for with the gradient of the convolution's output (in the affine form, before its scale) as what is
-// given: neither ReLU nor BatchNorm is left. Every tile of both products would otherwise repeat what they take, kt * C / 128 times in
-// dgrad, in instructions that compete with those that feed the tensor cores; one pass costs a read and a write of it.
+// The same gradients asked for with the gradient of the convolution's output (in the affine form, before its scale) as
+// what is given: neither ReLU nor BatchNorm is left. Every tile of both products would otherwise repeat what they take,
+// kt * C / 128 times in dgrad, in instructions that compete with those that feed the tensor cores; one pass costs a
+// read and a write of it.
 template <class T, class Queue>
 ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const float* sum, const float* sum_xhat) {
   const ConvShape& s = args.shape;
@@ -203,12 +210,37 @@ void dgrad(Queue& queue, const ConvBackward& args) {
     const int64_t first = ((residue - s.padding) % s.stride + s.stride) % s.stride;
     if (first >= s.t_in) continue;
     const int64_t frames = ceil_div(s.t_in - first, s.stride);
-    product.problem = {int(s.n * frames * s.p), int(frames), int(s.p), int(first), int(s.stride),
-                       int((first + s.padding - residue) / s.stride), 1, s.stride == 1 ? -int(s.dilation) : -1, int(s.t_out),
-                       int(residue < s.kt ? ceil_div(s.kt - residue, s.stride) : 0), int(residue), int(s.stride), int(s.k),
+    product.problem = {int(s.n * frames * s.p),
+                       int(frames),
+                       int(s.p),
+                       int(first),
+                       int(s.stride),
+                       int((first + s.padding - residue) / s.stride),
+                       1,
+                       s.stride == 1 ? -int(s.dilation) : -1,
+                       int(s.t_out),
+                       int(residue < s.kt ? ceil_div(s.kt - residue, s.stride) : 0),
+                       int(residue),
+                       int(s.stride),
+                       int(s.k),
                        int(s.c)};
     with_math<T>(args.tf32, [&](auto math) { multiply_rows<decltype(math), Major::Outer>(queue, product, false); });
   }
+}
+
+template <class Math>
+using WgradShape = std::conditional_t<std::is_same_v<Math, Fma>, Exact,
+                                      std::conditional_t<kTakesWide<Math, Major::Outer>, Wide, Tall>>;
+
+template <class Shape>
+int64_t wgrad_tiles(const ConvShape& s) {
+  return ceil_div(s.k, Shape::kRows) * ceil_div(s.c, Shape::kColumns) * s.kt;
+}
+
+template <class Shape>
+Chunks wgrad_chunks(const ConvShape& s) {
+  const int64_t fill = kFullGrid / wgrad_tiles<Shape>(s), long_enough = ceil_div(rows_out(s), kMostWgradRows);
+  return cut(rows_out(s), kLeastWgradRows, std::max({int64_t(1), fill, long_enough}));
 }
 
 // args as with_output_gradient returns them. scale_product: see finish_wgrad.
@@ -217,16 +249,47 @@ void wgrad(Queue& queue, const ConvBackward& args, float* scale_product) {
   const ConvShape& s = args.shape;
   with_math<T>(args.tf32, [&](auto math) {
     using Math = decltype(math);
-    using Tensor = std::conditional_t<kTakesWide<Math, Major::Outer>, Wide, Tall>;
-    using Shape = std::conditional_t<std::is_same_v<Math, Fma>, Exact, Tensor>;
-    const int64_t tiles = ceil_div(s.k, Shape::kRows) * ceil_div(s.c, Shape::kColumns) * s.kt;
-    const int64_t most = std::max({int64_t(1), kFullGrid / tiles, ceil_div(rows_out(s), kMostWgradRows)});
-    const Chunks chunks = cut(rows_out(s), kLeastWgradRows, most);
+    using Shape = WgradShape<Math>;
+    const Chunks chunks = wgrad_chunks<Shape>(s);
     float* partial = queue.template workspace<float>(chunks.count * s.k * s.kt * s.c);
-    queue.launch(tile_wgrad_kernel<Math, Shape>, {dim3(unsigned(tiles), unsigned(chunks.count)), kThreads, sizeof(WgradShared<Shape>)}, args,
-                 chunks, partial);
+    queue.launch(tile_wgrad_kernel<Math, Shape>,
+                 {dim3(unsigned(wgrad_tiles<Shape>(s)), unsigned(chunks.count)), kThreads, sizeof(WgradShared<Shape>)},
+                 args, chunks, partial);
     launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
   });
+}
+
+// The above in words.
+
+template <class Math, class Shape>
+std::string describe(int64_t parts, const char* of) {
+  const char* how = std::is_same_v<Math, Fma>       ? "FMA"
+                    : sizeof(typename Math::T) == 4 ? "TF32 tensor cores"
+                                                    : "tensor cores";
+  const std::string size = std::to_string(Shape::kRows) + " x " + std::to_string(Shape::kColumns) + " tiles on " + how;
+  return size + (parts > 1 ? ", " + std::to_string(parts) + " parts of the " + of : "");
+}
+
+template <class T, Major weight_major>
+std::string describe_rows(int64_t rows, int64_t outers, int64_t depth, int64_t terms, bool tf32) {
+  std::string text;
+  with_math<T>(tf32, [&](auto math) {
+    using Math = decltype(math);
+    const Plan chosen = plan(rows, outers, ceil_div(depth, kDepth<T>) * terms, kTakesWide<Math, weight_major>);
+    with_shape<Math, weight_major>(chosen.size,
+                                   [&](auto shape) { text = describe<Math, decltype(shape)>(chosen.parts, "depth"); });
+  });
+  return text;
+}
+
+template <class T>
+std::string describe_wgrad(const ConvShape& s, bool tf32) {
+  std::string text;
+  with_math<T>(tf32, [&](auto math) {
+    using Shape = WgradShape<decltype(math)>;
+    text = describe<decltype(math), Shape>(wgrad_chunks<Shape>(s).count, "rows");
+  });
+  return text;
 }
 
 }  // namespace slowfast_fast::cuda::tile

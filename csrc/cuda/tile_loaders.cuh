@@ -6,11 +6,12 @@ namespace slowfast_fast::cuda::tile {
 
 constexpr int kNever = -(1 << 30);  // a frame outside of every clip
 
-// The rows of a result and the rows that each of them is summed from. The forward has one result row for each row of its output. A dgrad
-// of stride s is s problems: one for each residue of (t + padding) modulo s, since its input frames meet the same taps j = residue,
-// residue + s, ... and no others.
+// The rows of a result and the rows that each of them is summed from. The forward has one result row for each row of
+// its output. A dgrad of stride s is s problems: one for each residue of (t + padding) modulo s, since its input frames
+// meet the same taps j = residue, residue + s, ... and no others.
 //   result row (n, i, p)   is frame t = first_frame + i * frame_step of the result
-//   its term number m      is row (n, window + i * window_step + m * term_step, p) of the source, under tap first_tap + m * tap_step
+//   its term number m      is row (n, window + i * window_step + m * term_step, p) of the source ...
+//                          ... under tap first_tap + m * tap_step
 struct Problem {
   int rows, frames, positions;  // rows = clips * frames * positions
   int first_frame, frame_step;
@@ -45,7 +46,8 @@ __device__ inline Terms terms_of(const Problem& problem, int first_row, int last
   const Place first = place_of(problem, first_row), last = place_of(problem, last_row);
   Terms terms{0, problem.terms};
   if (first.n != last.n) return terms;
-  const int early = problem.window + first.i * problem.window_step, late = problem.window + last.i * problem.window_step;
+  const int early = problem.window + first.i * problem.window_step,
+            late = problem.window + last.i * problem.window_step;
   const auto absent = [&](int m) {
     return late + m * problem.term_step < 0 || early + m * problem.term_step >= problem.source_frames;
   };
@@ -100,8 +102,8 @@ class GatheredRows {
   const Table& table_;
 };
 
-// The weight, packed as (K, kt, C). Of the forward, in Major::Depth: outer is an output channel. Of dgrad, in Major::Outer: outer is an
-// input channel.
+// The weight, packed as (K, kt, C). Of the forward, in Major::Depth: outer is an output channel. Of dgrad, in
+// Major::Outer: outer is an input channel.
 template <class T, Major major, int outers>
 class Weight {
  public:
@@ -115,7 +117,8 @@ class Weight {
     const int outer = first_outer_ + (major == Major::Depth ? pass_row() : pass_chunk() * kChunk<T>);
     const int d = depth + (major == Major::Depth ? pass_chunk() * kChunk<T> : pass_row());
     const int64_t step = int64_t(kt_) * (major == Major::Depth ? problem_.depth : problem_.outers);
-    const int64_t tap = int64_t(problem_.first_tap + term * problem_.tap_step) * (major == Major::Depth ? problem_.depth : problem_.outers);
+    const int64_t tap = int64_t(problem_.first_tap + term * problem_.tap_step) *
+                        (major == Major::Depth ? problem_.depth : problem_.outers);
     const T* first = weight_ + tap + (major == Major::Depth ? outer * step + d : d * step + outer);
 #pragma unroll
     for (int i = 0; i < Tile::kPasses; ++i) {
@@ -124,8 +127,8 @@ class Weight {
       const int slab = major == Major::Depth ? 0 : i / kSlabPasses * Tile::kSlab;
       const bool present = major == Major::Depth ? outer + rows < problem_.outers && d < problem_.depth
                                                  : outer + slab < problem_.outers && d + rows < problem_.depth;
-      cp_async16(tile + Tile::at(pass_row() + i * kRowsPerPass, pass_chunk()), present ? first + rows * step + slab : weight_,
-                 present);
+      cp_async16(tile + Tile::at(pass_row() + i * kRowsPerPass, pass_chunk()),
+                 present ? first + rows * step + slab : weight_, present);
     }
   }
 
@@ -143,7 +146,11 @@ class TermLoader {
  public:
   // Starts at tile number `first` of those that the terms have.
   __device__ TermLoader(const Problem& problem, const Terms& terms, int first, const Left& left, const Right& right)
-      : left_(left), right_(right), blocks_(blocks(problem)), term_(terms.begin + first / blocks_), block_(first % blocks_) {}
+      : left_(left),
+        right_(right),
+        blocks_(blocks(problem)),
+        term_(terms.begin + first / blocks_),
+        block_(first % blocks_) {}
 
   // Tiles along the depth of a term.
   __device__ static int blocks(const Problem& problem) { return (problem.depth + kStep - 1) / kStep; }
@@ -163,16 +170,16 @@ class TermLoader {
   int blocks_, term_, block_;
 };
 
-// Both operands of wgrad, in Major::Outer: depth is a row of the convolution's output; outer is an output channel on the left, a channel
-// of the input under one tap on the right.
+// Both operands of wgrad, in Major::Outer: depth is a row of the convolution's output; outer is an output channel on
+// the left, a channel of the input under one tap on the right.
 template <class T, int rows, int columns>
 class WgradLoader {
  public:
   using Left = Operand<T, Major::Outer, rows>;
   using Right = Operand<T, Major::Outer, columns>;
 
-  __device__ WgradLoader(const ConvShape& shape, const Rows& grad, const Rows& x, int first_k, int tap, int first_c, int64_t begin,
-                         int64_t end)
+  __device__ WgradLoader(const ConvShape& shape, const Rows& grad, const Rows& x, int first_k, int tap, int first_c,
+                         int64_t begin, int64_t end)
       : shape_(shape), grad_(grad), x_(x), first_k_(first_k), first_c_(first_c), left_(int(end - begin) - pass_row()) {
     shift_ = int(tap * shape.dilation - shape.padding);
 #pragma unroll
@@ -180,7 +187,8 @@ class WgradLoader {
       // A row past the end is never read, but is a row of the tensor all the same.
       const unsigned row = unsigned(begin) + unsigned(pass_row() + i * kRowsPerPass);
       const unsigned frame = row / unsigned(shape.p);
-      place_[i] = {int(frame / unsigned(shape.t_out)), int(frame % unsigned(shape.t_out)), int(row % unsigned(shape.p))};
+      place_[i] = {int(frame / unsigned(shape.t_out)), int(frame % unsigned(shape.t_out)),
+                   int(row % unsigned(shape.p))};
     }
   }
 

@@ -68,7 +68,8 @@ class Harness:
             self._definitions.define("".join(re.findall(r'"([^"]*)"', literals)))
         torch.ops.load_library(library)
         self._controls = ctypes.CDLL(str(library))
-        for name in ("barriers_seen", "kernels_launched", "try"):
+        self._controls.cuda_host_explain.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_bool]
+        for name in ("barriers_seen", "kernels_launched", "try", "explain"):
             getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
 
     def __getattr__(self, op: str):
@@ -100,3 +101,9 @@ class Harness:
         self._controls.cuda_host_forget_launches()
         call()
         return set(self._controls.cuda_host_kernels_launched().decode().split())
+
+    def explain(self, shape: tuple[int, ...], dtype: torch.dtype, tf32: bool = False, aligned: bool = True) -> str:
+        """What csrc/cuda/explain.cuh says of a convolution, given as the members of ConvShape."""
+        dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+        values = (ctypes.c_int64 * len(shape))(*shape)
+        return self._controls.cuda_host_explain(values, dtypes.index(dtype), tf32, aligned).decode()

@@ -34,6 +34,11 @@ class Case:
     def t_out(self) -> int:
         return (self.t + 2 * self.padding - self.dilation * (self.kt - 1) - 1) // self.stride + 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The members of ConvShape (csrc/primitives.h)."""
+        return self.n, self.c, self.k, self.t, self.t_out, self.h * self.w, self.kt, *self.window
+
     def __str__(self) -> str:
         return "-".join(map(str, dataclasses.astuple(self)))
 

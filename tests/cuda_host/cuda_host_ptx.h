@@ -61,8 +61,11 @@ inline void run_mma(const char* instruction, const cuda_host::Site& site, cuda_h
 }
 
 template <class T>
-void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const cuda_host::Site& site = cuda_host::Site()) {
-  run_mma("mma", site, [](cuda_host::Luggage(&lanes)[32]) { multiply_fragments<T>(lanes, [](T e) { return float(e); }); }, d, a, b);
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+         const cuda_host::Site& site = cuda_host::Site()) {
+  run_mma(
+      "mma", site, [](cuda_host::Luggage(&lanes)[32]) { multiply_fragments<T>(lanes, [](T e) { return float(e); }); },
+      d, a, b);
 }
 
 inline float truncate_to_tf32(uint32_t bits) {
@@ -73,7 +76,9 @@ inline float truncate_to_tf32(uint32_t bits) {
 }
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                      const cuda_host::Site& site = cuda_host::Site()) {
-  run_mma("mma_tf32", site, [](cuda_host::Luggage(&lanes)[32]) { multiply_fragments<uint32_t>(lanes, truncate_to_tf32); }, d, a, b);
+  run_mma(
+      "mma_tf32", site, [](cuda_host::Luggage(&lanes)[32]) { multiply_fragments<uint32_t>(lanes, truncate_to_tf32); },
+      d, a, b);
 }
 
 inline uint32_t to_tf32(float value) {
@@ -84,7 +89,8 @@ inline uint32_t to_tf32(float value) {
 }
 
 template <int count>
-void load_matrices(const char* instruction, const cuda_host::Site& site, bool transposed, uint32_t (&r)[count], const void* row) {
+void load_matrices(const char* instruction, const cuda_host::Site& site, bool transposed, uint32_t (&r)[count],
+                   const void* row) {
   cuda_host::check_shared(instruction, row, 16);
   const cuda_host::Luggage* lanes = cuda_host::meet(instruction, site, &row, sizeof row);
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;

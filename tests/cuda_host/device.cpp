@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/explain.cuh"
 #include "cuda/launch.cuh"
 
 namespace slowfast_fast {
@@ -17,7 +18,8 @@ class HostQueue {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), const cuda::Launch& how, const Arguments&... arguments) {
     cuda_host::note_launch(reinterpret_cast<const void*>(kernel));
-    cuda_host::run_grid(how.grid, how.threads, how.shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+    cuda_host::run_grid(how.grid, how.threads, how.shared_bytes,
+                        [&] { kernel(static_cast<Parameters>(arguments)...); });
   }
 
   cuda::tile::Plan plan(const cuda::tile::Plan& chosen) const { return forced_plan.value_or(chosen); }
@@ -74,4 +76,13 @@ extern "C" void cuda_host_force_plan(int size, int parts) {
   using slowfast_fast::cuda::tile::Size;
   slowfast_fast::forced_plan.reset();
   if (size >= 0) slowfast_fast::forced_plan = Plan{static_cast<Size>(size), parts};
+}
+
+// As slowfast_fast_cuda_kernels of the extension.
+extern "C" const char* cuda_host_explain(const int64_t* shape, int dtype, bool tf32, bool aligned) {
+  static std::string text;
+  const slowfast_fast::ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4],
+                                   shape[5], shape[6], shape[7], shape[8], shape[9]};
+  text = slowfast_fast::cuda::explain(s, static_cast<slowfast_fast::Dtype>(dtype), tf32, aligned);
+  return text.c_str();
 }

@@ -17,7 +17,8 @@ void check(bool right) {
   if (!right) throw std::runtime_error("wrong value");
 }
 
-// Multiplies a (16 x depth) by b (depth x 8), both small integers plus what rounding must take away, and judges each lane's result.
+// Multiplies a (16 x depth) by b (depth x 8), both small integers plus what rounding must take away, and judges each
+// lane's result.
 template <int depth>
 struct Operands {
   float a[16][depth], b[depth][8];
@@ -134,9 +135,22 @@ const std::map<std::string, Kernel> kKernels{
     {"copies without commit", {copies<false, true>, 32}},
     {"copies without wait", {copies<true, false>, 32}},
     {"shuffles", {shuffles, 64}},
-    {"divergent barrier", {[] { if (threadIdx.x < 32) __syncthreads(); }, 64}},
-    {"divergent warp", {[] { if (threadIdx.x < 7) shuffles(); else __syncwarp(); }, 32}},
-    {"absent lane", {[] { if (threadIdx.x != 7) __syncwarp(); }, 32}},
+    {"divergent barrier",
+     {[] {
+        if (threadIdx.x < 32) __syncthreads();
+      },
+      64}},
+    {"divergent warp",
+     {[] {
+        if (threadIdx.x < 7) shuffles();
+        else __syncwarp();
+      },
+      32}},
+    {"absent lane",
+     {[] {
+        if (threadIdx.x != 7) __syncwarp();
+      },
+      32}},
     {"misaligned ldmatrix", {misaligned, 32}},
     {"ldmatrix of global memory", {from_global_memory, 32}},
 };

@@ -1,5 +1,5 @@
-// The operators on the CUDA kernels run by the host, for CPU tensors, in a library of their own; the test defines their schemas
-// as csrc/ops.cpp has them. Then what a test needs to steer the harness, for ctypes.
+// The operators on the CUDA kernels run by the host, for CPU tensors, in a library of their own; the test defines their
+// schemas as csrc/ops.cpp has them. Then what a test needs to steer the harness, for ctypes.
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>

@@ -1,0 +1,60 @@
+// Which kernels a convolution takes, and why not faster ones: what launch.cuh decides, in words.
+#pragma once
+#include <string>
+
+#include "launch.cuh"
+
+namespace slowfast_fast::cuda {
+
+// A convolution with dense tensors, or with none that lies at a multiple of 16 bytes.
+inline ConvForward example_forward(const ConvShape& s, Dtype dtype, bool tf32, bool aligned) {
+  const auto begin = reinterpret_cast<void*>(uintptr_t(aligned ? sizeof(Words) : 1));
+  ConvForward args{};
+  args.shape = s;
+  args.dtype = dtype;
+  args.tf32 = tf32;
+  args.x = {begin, s.t_in * s.p * s.c, s.p * s.c, s.c};
+  args.weight = begin;
+  args.y = {begin, s.t_out * s.p * s.k, s.p * s.k, s.k};
+  return args;
+}
+
+inline ConvBackward example_backward(const ConvForward& forward) {
+  ConvBackward args{};
+  args.shape = forward.shape;
+  args.dtype = forward.dtype;
+  args.tf32 = forward.tf32;
+  args.grad = {forward.y.data, forward.y.stride_n, forward.y.stride_t, forward.y.stride_p};
+  args.x = forward.x;
+  args.weight = forward.weight;
+  args.dx = {forward.y.data, forward.x.stride_n, forward.x.stride_t, forward.x.stride_p};
+  return args;
+}
+
+inline std::string general_because(const char* reason) { return std::string("general kernels: ") + reason; }
+
+// "forward: ...; dgrad: ...; wgrad: ..."
+inline std::string explain(const ConvShape& s, Dtype dtype, bool tf32, bool aligned) {
+  const ConvForward forward = example_forward(s, dtype, tf32, aligned);
+  const ConvBackward backward = example_backward(forward);
+  std::string said;
+  with_type(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto say = [&](const char* product, const char* reason, auto&& tiled) {
+      said += std::string(said.empty() ? "" : "; ") + product + ": ";
+      if constexpr (std::is_same_v<T, double>) said += general_because(reason);
+      else said += reason ? general_because(reason) : tiled();
+    };
+    const char* of_backward = tile::why_not(backward);
+    say("forward", tile::why_not(forward),
+        [&] { return tile::describe_rows<T, tile::Major::Depth>(rows_out(s), s.k, s.c, s.kt, tf32); });
+    say("dgrad", of_backward ? of_backward : tile::why_not_dgrad(s), [&] {
+      return tile::describe_rows<T, tile::Major::Outer>(ceil_div(rows_in(s), s.stride), s.c, s.k,
+                                                        ceil_div(s.kt, s.stride), tf32);
+    });
+    say("wgrad", of_backward, [&] { return tile::describe_wgrad<T>(s, tf32); });
+  });
+  return said;
+}
+
+}  // namespace slowfast_fast::cuda
