@@ -29,6 +29,20 @@ Tensor lateral_concat(const Tensor& slow, const Tensor& fast, const Tensor& weig
 }
 
 template <class Device>
+Tensor lateral_concat_bn_frozen(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& gamma,
+                                const OptionalTensor& beta, const Tensor& running_mean, const Tensor& running_var,
+                                int64_t alpha, int64_t padding, double eps, bool relu, bool tf32) {
+  const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
+  const Tensor folded = fold<Device>({gamma, beta, running_mean, running_var, eps}, fast, s.k);
+  const char* scale = static_cast<const char*>(folded.data_ptr());
+  Tensor out = concat_buffer<Device>(slow, fast, s);
+  Device(fast).forward({s, dtype_of(fast, "fast"), tf32, rows(fast, "fast"), weight.data_ptr(), scale,
+                        scale + s.k * static_cast<int64_t>(folded.element_size()), {}, relu,
+                        channel_slice(out, slow.size(1))});
+  return out;
+}
+
+template <class Device>
 Normalised lateral_concat_bn(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& gamma,
                              const OptionalTensor& beta, int64_t alpha, int64_t padding, double eps, bool relu,
                              bool tf32) {
@@ -42,6 +56,7 @@ Normalised lateral_concat_bn(const Tensor& slow, const Tensor& fast, const Tenso
 template <class Device, class Library>
 void register_lateral_concat(Library& m) {
   m.impl("lateral_concat", TORCH_BOX(&lateral_concat<Device>));
+  m.impl("lateral_concat_bn_frozen", TORCH_BOX(&lateral_concat_bn_frozen<Device>));
   m.impl("lateral_concat_bn", TORCH_BOX(&lateral_concat_bn<Device>));
 }
 

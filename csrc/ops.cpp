@@ -22,12 +22,19 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "bool need_x, bool need_weight, bool need_gamma, bool need_beta, bool need_residual, bool tf32) "
       "-> (Tensor dx, Tensor dweight, Tensor dgamma, Tensor dbeta, Tensor dresidual)");
   m.def(
+      "temporal_conv_bn_frozen(Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, Tensor running_mean, "
+      "Tensor running_var, Tensor? residual, "
+      "int stride, int padding, int dilation, float eps, bool relu, bool tf32) -> Tensor");
+  m.def(
       "lateral_concat(Tensor slow, Tensor fast, Tensor weight, Tensor? scale, Tensor? shift, "
       "int alpha, int padding, bool relu, bool tf32) -> Tensor");
   m.def(
       "lateral_concat_bn(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
       "int alpha, int padding, float eps, bool relu, bool tf32) "
       "-> (Tensor out, Tensor raw, Tensor mean, Tensor invstd, Tensor unbiased_var)");
+  m.def(
+      "lateral_concat_bn_frozen(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
+      "Tensor running_mean, Tensor running_var, int alpha, int padding, float eps, bool relu, bool tf32) -> Tensor");
   m.def(
       "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor(c!)? num_batches_tracked, Tensor mean, Tensor unbiased_var, float? momentum) -> ()");

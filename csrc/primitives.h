@@ -94,6 +94,16 @@ struct CopyRows {
   OutRows to;
 };
 
+// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: BatchNorm with fixed statistics, as ConvForward applies
+// it. All are (K) in the accumulation type of dtype; gamma and beta may be absent.
+struct FoldBatchNorm {
+  int64_t k;
+  Dtype dtype;
+  const void *mean, *var, *gamma, *beta;
+  double eps;
+  void *scale, *shift;
+};
+
 // running = (1 - f) * running + f * batch, with f = momentum, or 1 / num_batches_tracked (a cumulative average) when
 // there is no momentum; num_batches_tracked counts this batch first. Absent tensors are nullptr.
 struct RunningStats {

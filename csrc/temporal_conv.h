@@ -23,6 +23,42 @@ Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor
   return y;
 }
 
+// Statistics of BatchNorm that a call only applies, and what it needs to fold them into a scale and a shift.
+struct FrozenBatchNorm {
+  const OptionalTensor &gamma, &beta;
+  const Tensor &mean, &var;
+  double eps;
+};
+
+// The scale and, in the second row, the shift of bn for k channels of the dtype of x.
+template <class Device>
+Tensor fold(const FrozenBatchNorm& bn, const Tensor& x, int64_t k) {
+  const std::array<int64_t, 2> sizes{2, k};
+  Tensor folded = torch::stable::empty({sizes.data(), 2}, accumulation_type(x), std::nullopt, x.device());
+  char* scale = static_cast<char*>(folded.data_ptr());
+  const auto fixed = [&](const Tensor& t, const char* name) { return vector(OptionalTensor(t), x, k, name); };
+  Device(x).fold({k, dtype_of(x, "x"), fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
+                  vector(bn.gamma, x, k, "gamma"), vector(bn.beta, x, k, "beta"), bn.eps, scale,
+                  scale + k * static_cast<int64_t>(folded.element_size())});
+  return folded;
+}
+
+template <class Device>
+Tensor temporal_conv_bn_frozen(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma,
+                               const OptionalTensor& beta, const Tensor& running_mean, const Tensor& running_var,
+                               const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation,
+                               double eps, bool relu, bool tf32) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  const Tensor folded = fold<Device>({gamma, beta, running_mean, running_var, eps}, x, s.k);
+  const char* scale = static_cast<const char*>(folded.data_ptr());
+  const Rows added = optional_rows(residual, x, out, "residual");
+  Tensor y = empty_channels_last(x, out);
+  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), scale,
+                     scale + s.k * static_cast<int64_t>(folded.element_size()), added, relu, out_rows(y)});
+  return y;
+}
+
 // Fills in the results that are wanted, runs the backward and returns them; shared by the affine and the BatchNorm form.
 template <class Device>
 Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight, bool need_x, bool need_weight,
@@ -153,6 +189,7 @@ template <class Device, class Library>
 void register_temporal_conv(Library& m) {
   m.impl("temporal_conv", TORCH_BOX(&temporal_conv<Device>));
   m.impl("temporal_conv_backward", TORCH_BOX(&temporal_conv_backward<Device>));
+  m.impl("temporal_conv_bn_frozen", TORCH_BOX(&temporal_conv_bn_frozen<Device>));
   m.impl("temporal_conv_bn", TORCH_BOX(&temporal_conv_bn<Device>));
   m.impl("temporal_conv_bn_backward", TORCH_BOX(&temporal_conv_bn_backward<Device>));
   m.impl("update_running_stats", TORCH_BOX(&update_running_stats<Device>));

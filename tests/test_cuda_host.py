@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cuda_host.build import ROOT, SANITIZED, SCHEDULES, Harness, compiler
 from cuda_host.cases import (
     CASES,
@@ -22,13 +23,14 @@ from cuda_host.cases import (
     Inputs,
     accumulation,
     assert_as_exact_as_pytorch,
+    conv,
     far_apart,
     random_inputs,
     rows,
     run_op,
     stock,
 )
-from op_testing import dtypes, integer_scales, lay_out, small_integers
+from op_testing import Judgement, dtypes, integer_scales, lay_out, small_integers
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
@@ -132,6 +134,30 @@ def test_lateral_concat(host: Harness, alpha: int, dtype: torch.dtype, bn: bool)
         grads = host.temporal_conv_backward(*arguments, True, True, True, True, False, False)
     got = dict(zip(("y", "dx", "dweight", "dv1", "dv2"), (lateral, *grads[:4]), strict=True))
     assert_as_exact_as_pytorch(got, i, case, dtype, bn)
+
+
+@dtypes
+def test_frozen_statistics(host: Harness, dtype: torch.dtype) -> None:
+    """The fold, judged through the op; k is no multiple of a block."""
+    case = Case(1, 3, 300, 2, 1, 2, 3, padding=1)
+    i = random_inputs(case, dtype, True, seed=12)
+    mean, var = torch.randn(case.k).to(i.v1.dtype), torch.rand(case.k).to(i.v1.dtype) + 0.1
+    slow = rows(torch.randn(case.n, 4, case.t_out, case.h, case.w).to(dtype))
+
+    def exact(precision: torch.dtype) -> torch.Tensor:
+        x, weight, gamma, beta, average, variance, residual = (
+            t.to(precision) for t in (i.x, i.weight, i.v1, i.v2, mean, var, i.residual)
+        )
+        return (F.batch_norm(conv(x, weight, case), average, variance, gamma, beta) + residual).relu()
+
+    frozen = (i.v1, i.v2, mean, var)
+    y = host.temporal_conv_bn_frozen(i.x, i.weight, *frozen, i.residual, *case.window, 1e-5, True, False)
+    judgement = Judgement()
+    judgement.add(y, exact(dtype), exact(torch.float64))
+    assert judgement.ours <= judgement.allowed, str(judgement)
+    bare = host.temporal_conv_bn_frozen(i.x, i.weight, *frozen, None, *case.window, 1e-5, False, False)
+    out = host.lateral_concat_bn_frozen(slow, i.x, i.weight, *frozen, 1, 1, 1e-5, False, False)
+    assert torch.equal(out, torch.cat([slow, bare], 1))
 
 
 @dtypes

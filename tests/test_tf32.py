@@ -44,7 +44,7 @@ def setting_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def allows(x: Tensor) -> bool:
         return _common._settings.conv_tf32
 
-    for op in ("temporal_conv", "lateral_concat"):
+    for op in ("temporal_conv", "lateral_concat", "_repeat"):
         monkeypatch.setattr(sys.modules[f"slowfast_fast.ops.{op}"], "allows_tf32", allows)
 
 

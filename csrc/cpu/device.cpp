@@ -400,6 +400,19 @@ void Cpu::copy(const CopyRows& args) {
   });
 }
 
+void Cpu::fold(const FoldBatchNorm& args) {
+  with_accumulation(args.dtype, [&](auto zero) {
+    using A = decltype(zero);
+    const auto at = [](const void* values, int64_t k) { return static_cast<const A*>(values)[k]; };
+    for (int64_t k = 0; k < args.k; ++k) {
+      const A invstd = 1 / std::sqrt(at(args.var, k) + static_cast<A>(args.eps));
+      const A scale = args.gamma ? at(args.gamma, k) * invstd : invstd;
+      static_cast<A*>(args.scale)[k] = scale;
+      static_cast<A*>(args.shift)[k] = (args.beta ? at(args.beta, k) : 0) - at(args.mean, k) * scale;
+    }
+  });
+}
+
 void Cpu::update_running(const RunningStats& args) {
   if (args.num_batches_tracked) ++*args.num_batches_tracked;
   const double factor = args.cumulative ? 1.0 / static_cast<double>(*args.num_batches_tracked) : args.momentum;

@@ -16,6 +16,7 @@ class Cuda {
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
   void copy(const CopyRows& args);
+  void fold(const FoldBatchNorm& args);
   void update_running(const RunningStats& args);
 
  private:

@@ -26,6 +26,11 @@ void Cuda::copy(const CopyRows& args) {
   cuda::copy(queue, args);
 }
 
+void Cuda::fold(const FoldBatchNorm& args) {
+  cuda::Queue queue(device_);
+  cuda::fold(queue, args);
+}
+
 void Cuda::update_running(const RunningStats& args) {
   cuda::Queue queue(device_);
   cuda::update_running(queue, args);

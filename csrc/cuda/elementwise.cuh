@@ -68,6 +68,16 @@ __global__ void __launch_bounds__(kElementThreads) copy_kernel(CopyRows args) {
   }
 }
 
+template <class Acc>
+__global__ void __launch_bounds__(kElementThreads) fold_kernel(FoldBatchNorm args) {
+  const int64_t k = first_element();
+  if (k >= args.k) return;
+  const Acc invstd = Acc(1) / sqrt(static_cast<const Acc*>(args.var)[k] + Acc(args.eps));
+  const Acc scale = channel_or(args.gamma, k, Acc(1)) * invstd;
+  static_cast<Acc*>(args.scale)[k] = scale;
+  static_cast<Acc*>(args.shift)[k] = fma(-static_cast<const Acc*>(args.mean)[k], scale, channel_or(args.beta, k, Acc(0)));
+}
+
 // One block: every thread needs the count that one of them advances. T is the running statistics' type.
 template <class T>
 __global__ void __launch_bounds__(kElementThreads) update_running_kernel(RunningStats args) {

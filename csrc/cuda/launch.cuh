@@ -106,6 +106,11 @@ void copy_as(Queue& queue, const CopyRows& args) {
 }
 
 template <class T, class Queue>
+void fold_as(Queue& queue, const FoldBatchNorm& args) {
+  queue.launch(fold_kernel<Accumulator<T>>, element_launch(args.k), args);
+}
+
+template <class T, class Queue>
 void update_running_as(Queue& queue, const RunningStats& args) {
   queue.launch(update_running_kernel<T>, {dim3(1), kElementThreads, sizeof(double)}, args);
 }
@@ -130,6 +135,11 @@ void normalise(Queue& queue, const Normalise& args) {
 template <class Queue>
 void copy(Queue& queue, const CopyRows& args) {
   with_type(args.dtype, [&](auto type) { copy_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void fold(Queue& queue, const FoldBatchNorm& args) {
+  with_type(args.dtype, [&](auto type) { fold_as<typename decltype(type)::type>(queue, args); });
 }
 
 template <class Queue>

@@ -42,11 +42,7 @@ class BatchNorm(NamedTuple):
 
     def fold(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift that apply the running statistics, differentiable in gamma and beta."""
-        gamma, beta = self.accumulators(x)
-        mean = accumulator(self.running_mean, x, "running_mean")
-        var = accumulator(self.running_var, x, "running_var")
-        assert mean is not None
-        assert var is not None
+        gamma, beta, mean, var = self.frozen(x)
         scale = torch.rsqrt(var + self.eps)
         if gamma is not None:
             scale = gamma * scale
@@ -56,18 +52,28 @@ class BatchNorm(NamedTuple):
                 mean = mean.clone()
         return scale, -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
 
+    def frozen(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """gamma, beta and the running statistics, which must be there, in the dtype that the kernels sum in."""
+        mean = accumulator(self.running_mean, x, "running_mean")
+        var = accumulator(self.running_var, x, "running_var")
+        assert mean is not None
+        assert var is not None
+        return *self.accumulators(x), mean, var
+
     def accumulators(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """gamma and beta in the dtype that the kernels sum in."""
         return accumulator(self.gamma, x, "gamma"), accumulator(self.beta, x, "beta")
 
-    def update_running_stats(self, backend: str, mean: Tensor, unbiased_var: Tensor, output: Tensor) -> None:
-        """Move the running statistics towards those of the batch that gave ``output``; an empty batch is counted and
-        no more."""
+    def update_running_stats(self, backend: str, results: tuple[Tensor, ...]) -> Tensor:
+        """The output among the ``results`` of a kernel, after moving the running statistics towards those of its
+        batch; an empty batch is counted and no more."""
+        output, _, mean, _, unbiased_var = results
         if self.running_mean is None:
-            return
+            return output
         if output.shape[0] > 0:
             kernel(backend, "update_running_stats")(
                 self.running_mean, self.running_var, self.num_batches_tracked, mean, unbiased_var, self.momentum
             )
         elif self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        return output

@@ -31,6 +31,31 @@ def define_op(
     torch.library.register_autograd(name, backward, setup_context=setup_context)
 
 
+def define_frozen(library: str, op: str, fake: Callable[..., Any]) -> None:
+    """The same for an op that is called only where no gradient is wanted, and that a library need not have."""
+    if hasattr(getattr(torch.ops, library), op):
+        torch.library.register_fake(f"{library}::{op}", fake)
+        forbid_gradient(f"{library}::{op}", f"{op} has no gradient: fold the statistics and call the op without them")
+
+
+def forbid_gradient(op: str, problem: str) -> None:
+    """Make a gradient of what ``op`` returns raise, saying ``problem``."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(problem)
+
+    torch.library.register_autograd(op, refuse)
+
+
+def frozen_kernel(backend: str, op: str, *differentiable: Tensor | None) -> OpOverload | None:
+    """The op that folds fixed BatchNorm statistics itself, for a call of which no gradient is wanted; None where the
+    library of the backend has none, and for a graph, whose compiler folds the constants once."""
+    library = BACKENDS[backend].library
+    if torch.compiler.is_compiling() or library is None or wants_gradient(*differentiable):
+        return None
+    return kernel(backend, op) if hasattr(getattr(torch.ops, library), op) else None
+
+
 def backward_library(library: str, op: str, x: Tensor, weight: Tensor, stride: int, tf32: bool) -> str:
     """Where the backward of a call of public op ``op`` runs that ran in ``library``: there, if its backend was forced;
     else ``auto`` chooses anew, since all backends save the same."""
@@ -43,6 +68,8 @@ def backward_library(library: str, op: str, x: Tensor, weight: Tensor, stride: i
 def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the active autocast dtype of their device. As in PyTorch's own convolutions, float64 is left
     alone."""
+    if not torch._C._is_any_autocast_enabled():
+        return first, *others
     device = first.device.type if isinstance(first, Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):
         return first, *others
@@ -84,13 +111,17 @@ _settings = _Settings("slowfast_fast settings")
 
 def allows_tf32(x: Tensor) -> bool:
     """Whether a convolution of ``x`` may round its factors to TF32: float32 on CUDA, where PyTorch lets cuDNN's do."""
-    return x.dtype == torch.float32 and x.is_cuda and _settings.conv_tf32
+    return x.is_cuda and x.dtype == torch.float32 and _settings.conv_tf32
+
+
+def wants_gradient(*arguments: Any) -> bool:
+    return torch.is_grad_enabled() and bool(torch._C._any_requires_grad(*arguments))
 
 
 def call(op: OpOverload, *arguments: Any) -> Any:
     """``op(*arguments)``, past the Python autograd layer where no gradient is wanted: that layer costs more than some
     kernels."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+    if torch.compiler.is_compiling() or wants_gradient(*arguments):
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import for_every_library
-from ._common import accumulation_dtype, call
+from ._common import accumulation_dtype, call, forbid_gradient
 from ._layout import as_rows, empty_channels_last
 
 Gradients = tuple[Tensor | None, ...]
@@ -88,15 +88,6 @@ def _fake_backward(grad, x, weight, *rest):
     )
 
 
-def forbid_double_backward(backward_op: str, public_names: str) -> None:
-    """Make a gradient of what ``backward_op`` returns raise, naming the ops that it serves."""
-
-    def refuse(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(f"double backward through {public_names} is not supported: its gradients have no gradient")
-
-    torch.library.register_autograd(backward_op, refuse)
-
-
 @for_every_library
 def _define(library: str) -> None:
     for name, serves in (
@@ -104,4 +95,5 @@ def _define(library: str) -> None:
         ("temporal_conv_bn_backward", "temporal_conv_bn or lateral_concat_bn"),
     ):
         torch.library.register_fake(f"{library}::{name}", _fake_backward)
-        forbid_double_backward(f"{library}::{name}", serves)
+        problem = f"double backward through {serves} is not supported: its gradients have no gradient"
+        forbid_gradient(f"{library}::{name}", problem)

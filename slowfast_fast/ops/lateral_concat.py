@@ -15,9 +15,21 @@ from ..choosing import choose
 from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import accumulator, allows_tf32, autocast, backward_library, call, define_op, kernel
+from ._common import (
+    accumulator,
+    allows_tf32,
+    autocast,
+    backward_library,
+    call,
+    define_frozen,
+    define_op,
+    frozen_kernel,
+    kernel,
+    wants_gradient,
+)
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
+from ._repeat import Plan, Signature, look_up, remember, run
 
 
 def lateral_concat(
@@ -56,10 +68,16 @@ def lateral_concat(
         too.
     """
     slow, fast, weight = autocast(slow, fast, weight)
+    key, plan = look_up("lateral_concat", (alpha, padding, relu), (scale, shift), fast, weight, slow)
+    if plan is not None:
+        try:
+            return run(plan, slow, fast, weight, scale, shift, alpha, plan.padding, relu)
+        except RuntimeError:
+            pass  # the long way says what is wrong
     padding, _ = _check_lateral(slow, fast, weight, alpha, padding, relu)
     _checks.vector("scale", scale, weight)
     _checks.vector("shift", shift, weight)
-    return _affine(slow, fast, weight, scale, shift, alpha, padding, relu)
+    return _affine(slow, fast, weight, scale, shift, alpha, padding, relu, key)
 
 
 def lateral_concat_bn(
@@ -94,26 +112,22 @@ def lateral_concat_bn(
         As :func:`lateral_concat`, and ValueError when batch statistics are asked of a single value per channel.
     """
     slow, fast, weight = autocast(slow, fast, weight)
-    padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
     bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    options = (alpha, padding, relu, momentum, eps, training)
+    key, plan = look_up("lateral_concat_bn", options, bn[:5], fast, weight, slow)
+    if plan is not None and (bn.of_batch() or not wants_gradient(slow, fast, weight, gamma, beta)):
+        try:
+            if not bn.of_batch():
+                return run(plan, slow, fast, weight, *bn[:4], alpha, plan.padding, eps, relu)
+            results = run(plan, slow, fast, weight, gamma, beta, alpha, plan.padding, eps, relu)
+            return bn.update_running_stats(plan.backend, results)
+        except RuntimeError:
+            pass  # the long way says what is wrong
+    padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
     bn.check(weight, lateral_shape)
-    if not bn.of_batch():
-        return _affine(slow, fast, weight, *bn.fold(fast), alpha, padding, relu)
-    slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
-    tf32 = allows_tf32(fast)
-    choice = choose("lateral_concat_bn", fast, weight, alpha, tf32=tf32)
-    if choice.backend == "reference":
-        out = reference.lateral_concat_bn(
-            slow, fast, weight, alpha=alpha, padding=padding, relu=relu, **bn._asdict()
-        ).contiguous(memory_format=torch.channels_last_3d)
-    else:
-        out, _, mean, _, unbiased_var = call(
-            kernel(choice.backend, "lateral_concat_bn"),
-            *(slow, fast, weight, *bn.accumulators(fast), alpha, padding, eps, relu, tf32),
-        )
-        bn.update_running_stats(choice.backend, mean, unbiased_var, out)
-    note_call("lateral_concat_bn", choice, (slow, fast), out)
-    return out
+    if bn.of_batch():
+        return _normalised(slow, fast, weight, bn, alpha, padding, relu, key)
+    return _frozen(slow, fast, weight, bn, alpha, padding, relu, key)
 
 
 def _check_lateral(
@@ -132,6 +146,13 @@ def _check_lateral(
     return padding, (n, weight.shape[0], frames, h, w)
 
 
+# The ops on checked arguments, the long way; what a call like this one can skip is kept under ``key``.
+
+
+def _lay_out(slow: Tensor, fast: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
+
+
 def _affine(
     slow: Tensor,
     fast: Tensor,
@@ -141,22 +162,74 @@ def _affine(
     alpha: int,
     padding: int,
     relu: bool,
+    key: Signature | None,
 ) -> Tensor:
-    """lateral_concat on checked arguments."""
-    slow, fast, weight = as_rows(slow, "slow"), as_rows(fast, "fast"), as_dense(weight, "weight")
+    given = (slow, fast, weight, scale, shift)
+    slow, fast, weight = _lay_out(slow, fast, weight)
     tf32 = allows_tf32(fast)
     choice = choose("lateral_concat", fast, weight, alpha, tf32=tf32)
     if choice.backend == "reference":
-        out = reference.lateral_concat(
-            slow, fast, weight, scale, shift, alpha=alpha, padding=padding, relu=relu
-        ).contiguous(memory_format=torch.channels_last_3d)
+        out = reference.lateral_concat(slow, fast, weight, scale, shift, alpha=alpha, padding=padding, relu=relu)
+        out = out.contiguous(memory_format=torch.channels_last_3d)
     else:
-        scale, shift = accumulator(scale, fast, "scale"), accumulator(shift, fast, "shift")
-        out = call(
-            kernel(choice.backend, "lateral_concat"),
-            *(slow, fast, weight, scale, shift, alpha, padding, relu, tf32),
-        )
+        used = (slow, fast, weight, accumulator(scale, fast, "scale"), accumulator(shift, fast, "shift"))
+        op = kernel(choice.backend, "lateral_concat")
+        out = call(op, *used, alpha, padding, relu, tf32)
+        remember(key, Plan(op, choice.backend, padding, tf32), given, used)
     note_call("lateral_concat", choice, (slow, fast), out)
+    return out
+
+
+def _frozen(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    bn: BatchNorm,
+    alpha: int,
+    padding: int,
+    relu: bool,
+    key: Signature | None,
+) -> Tensor:
+    """lateral_concat_bn with the running statistics."""
+    tf32 = allows_tf32(fast)
+    choice = choose("lateral_concat", fast, weight, alpha, tf32=tf32)
+    op = frozen_kernel(choice.backend, "lateral_concat_bn_frozen", slow, fast, weight, bn.gamma, bn.beta)
+    if op is None:
+        return _affine(slow, fast, weight, *bn.fold(fast), alpha, padding, relu, None)
+    given = (slow, fast, weight, *bn[:4])
+    slow, fast, weight = _lay_out(slow, fast, weight)
+    used = (slow, fast, weight, *bn.frozen(fast))
+    out = call(op, *used, alpha, padding, bn.eps, relu, tf32)
+    remember(key, Plan(op, choice.backend, padding, tf32), given, used)
+    note_call("lateral_concat", choice, (slow, fast), out)
+    return out
+
+
+def _normalised(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    bn: BatchNorm,
+    alpha: int,
+    padding: int,
+    relu: bool,
+    key: Signature | None,
+) -> Tensor:
+    """lateral_concat_bn with the statistics of the batch."""
+    given = (slow, fast, weight, bn.gamma, bn.beta)
+    slow, fast, weight = _lay_out(slow, fast, weight)
+    tf32 = allows_tf32(fast)
+    choice = choose("lateral_concat_bn", fast, weight, alpha, tf32=tf32)
+    if choice.backend == "reference":
+        options: dict[str, Any] = {"alpha": alpha, "padding": padding, "relu": relu, **bn._asdict()}
+        out = reference.lateral_concat_bn(slow, fast, weight, **options)
+        out = out.contiguous(memory_format=torch.channels_last_3d)
+    else:
+        used = (slow, fast, weight, *bn.accumulators(fast))
+        op = kernel(choice.backend, "lateral_concat_bn")
+        out = bn.update_running_stats(choice.backend, call(op, *used, alpha, padding, bn.eps, relu, tf32))
+        remember(key, Plan(op, choice.backend, padding, tf32), given, used)
+    note_call("lateral_concat_bn", choice, (slow, fast), out)
     return out
 
 
@@ -169,6 +242,10 @@ def _empty_out(slow: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fake(slow, fast, weight, scale, shift, alpha, padding, relu, tf32):
+    return _empty_out(slow, weight)
+
+
+def _fake_frozen(slow, fast, weight, gamma, beta, mean, var, alpha, padding, eps, relu, tf32):
     return _empty_out(slow, weight)
 
 
@@ -230,3 +307,4 @@ def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradien
 def _define(library: str) -> None:
     define_op(f"{library}::lateral_concat", _fake, partial(_save, library), _backward)
     define_op(f"{library}::lateral_concat_bn", _fake_bn, partial(_save_bn, library), _backward_bn)
+    define_frozen(library, "lateral_concat_bn_frozen", _fake_frozen)

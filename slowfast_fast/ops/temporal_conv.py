@@ -14,9 +14,21 @@ from ..choosing import choose
 from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import accumulator, allows_tf32, autocast, backward_library, call, define_op, kernel
+from ._common import (
+    accumulator,
+    allows_tf32,
+    autocast,
+    backward_library,
+    call,
+    define_frozen,
+    define_op,
+    frozen_kernel,
+    kernel,
+    wants_gradient,
+)
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._layout import as_dense, as_rows, empty_channels_last
+from ._repeat import Plan, Signature, look_up, remember, run
 
 
 def temporal_conv(
@@ -54,10 +66,16 @@ def temporal_conv(
         RuntimeError: the backend that was asked for cannot run the call. A double backward raises too.
     """
     x, weight, residual = autocast(x, weight, residual)
+    key, plan = look_up("temporal_conv", (stride, padding, dilation, relu), (scale, shift), x, weight, residual)
+    if plan is not None:
+        try:
+            return run(plan, x, weight, scale, shift, residual, stride, plan.padding, dilation, relu)
+        except RuntimeError:
+            pass  # the long way says what is wrong
     padding, _ = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
     _checks.vector("scale", scale, weight)
     _checks.vector("shift", shift, weight)
-    return _affine(x, weight, scale, shift, residual, stride, padding, dilation, relu)
+    return _affine(x, weight, scale, shift, residual, (stride, padding, dilation), relu, key)
 
 
 def temporal_conv_bn(
@@ -101,26 +119,23 @@ def temporal_conv_bn(
         As :func:`temporal_conv`, and ValueError when batch statistics are asked of a single value per channel.
     """
     x, weight, residual = autocast(x, weight, residual)
-    padding, shape = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
     bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    options = (stride, padding, dilation, relu, momentum, eps, training)
+    key, plan = look_up("temporal_conv_bn", options, bn[:5], x, weight, residual)
+    if plan is not None and (bn.of_batch() or not wants_gradient(x, weight, gamma, beta, residual)):
+        try:
+            if not bn.of_batch():
+                return run(plan, x, weight, *bn[:4], residual, stride, plan.padding, dilation, eps, relu)
+            results = run(plan, x, weight, gamma, beta, residual, stride, plan.padding, dilation, eps, relu)
+            return bn.update_running_stats(plan.backend, results)
+        except RuntimeError:
+            pass  # the long way says what is wrong
+    padding, shape = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
     bn.check(weight, shape)
-    if not bn.of_batch():
-        return _affine(x, weight, *bn.fold(x), residual, stride, padding, dilation, relu)
-    x, weight, residual = _lay_out(x, weight, residual)
-    tf32 = allows_tf32(x)
-    choice = choose("temporal_conv_bn", x, weight, stride, tf32=tf32)
-    if choice.backend == "reference":
-        y = reference.temporal_conv_bn(
-            x, weight, residual=residual, stride=stride, padding=padding, dilation=dilation, relu=relu, **bn._asdict()
-        ).contiguous(memory_format=torch.channels_last_3d)
-    else:
-        y, _, mean, _, unbiased_var = call(
-            kernel(choice.backend, "temporal_conv_bn"),
-            *(x, weight, *bn.accumulators(x), residual, stride, padding, dilation, eps, relu, tf32),
-        )
-        bn.update_running_stats(choice.backend, mean, unbiased_var, y)
-    note_call("temporal_conv_bn", choice, (x, residual), y)
-    return y
+    geometry = (stride, padding, dilation)
+    if bn.of_batch():
+        return _normalised(x, weight, bn, residual, geometry, relu, key)
+    return _frozen(x, weight, bn, residual, geometry, relu, key)
 
 
 def _check_convolution(
@@ -145,33 +160,87 @@ def _lay_out(x: Tensor, weight: Tensor, residual: Tensor | None) -> tuple[Tensor
     return as_rows(x, "x"), as_dense(weight, "weight"), residual
 
 
+# The ops on checked arguments, the long way; what a call like this one can skip is kept under ``key``.
+
+
 def _affine(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
-    stride: int,
-    padding: int,
-    dilation: int,
+    geometry: tuple[int, int, int],
     relu: bool,
+    key: Signature | None,
 ) -> Tensor:
-    """temporal_conv on checked arguments."""
+    given = (x, weight, scale, shift, residual)
     x, weight, residual = _lay_out(x, weight, residual)
     tf32 = allows_tf32(x)
-    choice = choose("temporal_conv", x, weight, stride, tf32=tf32)
+    choice = choose("temporal_conv", x, weight, geometry[0], tf32=tf32)
     if choice.backend == "reference":
-        y = reference.temporal_conv(
-            x, weight, scale, shift, residual, stride=stride, padding=padding, dilation=dilation, relu=relu
-        ).contiguous(memory_format=torch.channels_last_3d)
+        y = reference.temporal_conv(x, weight, scale, shift, residual, **_options(geometry, relu))
+        y = y.contiguous(memory_format=torch.channels_last_3d)
     else:
-        scale, shift = accumulator(scale, x, "scale"), accumulator(shift, x, "shift")
-        y = call(
-            kernel(choice.backend, "temporal_conv"),
-            *(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32),
-        )
+        used = (x, weight, accumulator(scale, x, "scale"), accumulator(shift, x, "shift"), residual)
+        op = kernel(choice.backend, "temporal_conv")
+        y = call(op, *used, *geometry, relu, tf32)
+        remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
     note_call("temporal_conv", choice, (x, residual), y)
     return y
+
+
+def _frozen(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm,
+    residual: Tensor | None,
+    geometry: tuple[int, int, int],
+    relu: bool,
+    key: Signature | None,
+) -> Tensor:
+    """temporal_conv_bn with the running statistics."""
+    tf32 = allows_tf32(x)
+    choice = choose("temporal_conv", x, weight, geometry[0], tf32=tf32)
+    op = frozen_kernel(choice.backend, "temporal_conv_bn_frozen", x, weight, bn.gamma, bn.beta, residual)
+    if op is None:
+        return _affine(x, weight, *bn.fold(x), residual, geometry, relu, None)
+    given = (x, weight, *bn[:4], residual)
+    x, weight, residual = _lay_out(x, weight, residual)
+    used = (x, weight, *bn.frozen(x), residual)
+    y = call(op, *used, *geometry, bn.eps, relu, tf32)
+    remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
+    note_call("temporal_conv", choice, (x, residual), y)
+    return y
+
+
+def _normalised(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm,
+    residual: Tensor | None,
+    geometry: tuple[int, int, int],
+    relu: bool,
+    key: Signature | None,
+) -> Tensor:
+    """temporal_conv_bn with the statistics of the batch."""
+    given = (x, weight, bn.gamma, bn.beta, residual)
+    x, weight, residual = _lay_out(x, weight, residual)
+    tf32 = allows_tf32(x)
+    choice = choose("temporal_conv_bn", x, weight, geometry[0], tf32=tf32)
+    if choice.backend == "reference":
+        y = reference.temporal_conv_bn(x, weight, residual=residual, **_options(geometry, relu), **bn._asdict())
+        y = y.contiguous(memory_format=torch.channels_last_3d)
+    else:
+        used = (x, weight, *bn.accumulators(x), residual)
+        op = kernel(choice.backend, "temporal_conv_bn")
+        y = bn.update_running_stats(choice.backend, call(op, *used, *geometry, bn.eps, relu, tf32))
+        remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
+    note_call("temporal_conv_bn", choice, (x, residual), y)
+    return y
+
+
+def _options(geometry: tuple[int, int, int], relu: bool) -> dict[str, Any]:
+    return dict(zip(("stride", "padding", "dilation"), geometry, strict=True), relu=relu)
 
 
 # What PyTorch must know of the kernels: the shapes and strides they return, and their gradients.
@@ -184,6 +253,10 @@ def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation:
 
 
 def _fake(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32):
+    return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
+
+
+def _fake_frozen(x, weight, gamma, beta, mean, var, residual, stride, padding, dilation, eps, relu, tf32):
     return empty_channels_last(x, output_shape(x, weight, stride, padding, dilation))
 
 
@@ -236,4 +309,5 @@ def _backward_bn(ctx: Any, grad: Tensor | None, *of_statistics: None) -> Gradien
 def _define(library: str) -> None:
     define_op(f"{library}::temporal_conv", _fake, partial(_save, library), _backward)
     define_op(f"{library}::temporal_conv_bn", _fake_bn, partial(_save_bn, library), _backward_bn)
+    define_frozen(library, "temporal_conv_bn_frozen", _fake_frozen)
     torch.library.register_fake(f"{library}::update_running_stats", _fake_update)

@@ -63,6 +63,11 @@ void CudaHost::copy(const CopyRows& args) {
   cuda::copy(queue, args);
 }
 
+void CudaHost::fold(const FoldBatchNorm& args) {
+  HostQueue queue;
+  cuda::fold(queue, args);
+}
+
 void CudaHost::update_running(const RunningStats& args) {
   HostQueue queue;
   cuda::update_running(queue, args);

@@ -13,6 +13,7 @@ class CudaHost {
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
   void copy(const CopyRows& args);
+  void fold(const FoldBatchNorm& args);
   void update_running(const RunningStats& args);
 };
 
