@@ -44,7 +44,7 @@ def info(as_json: bool) -> None:
 @click.option("--batch", "batches", type=int, multiple=True, help="Clips; repeatable  [default: 1]")
 @click.option("--compile/--no-compile", default=True, help="Whether torch.compile is among the variants")
 @click.option("--quick", is_flag=True, help="A few shapes and rounds: to see that it works, not to measure")
-@click.option("--budget", type=float, help="Seconds after which no case is begun")
+@click.option("--budget", type=float, help="Seconds; cases that would not fit are left out")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs and parameters")
 @click.option("--out", default="slowfast_fast-bench", show_default=True, help="Write OUT.json and OUT.png")
 @click.option("--chart/--no-chart", default=True, help="Whether to draw OUT.png (needs matplotlib)")

@@ -436,6 +436,26 @@ def test_a_failing_case_is_no_end(tmp_path, monkeypatch):
     assert [case["reason"] for case in document["left_out"]] == ["failed: no such kernel"]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyboardInterrupt(), "interrupted"), (torch.OutOfMemoryError(), "out of device memory")]
+)
+def test_what_ends_a_case_early_costs_no_result(tmp_path, monkeypatch, error, reason):
+    """An interrupt also leaves out what would come after it; neither is a failure of a kernel."""
+
+    def prepare_some(case, *arguments, **options):
+        if case.shape.stage == 2:
+            raise error
+        return prepare(case, *arguments, **options)
+
+    monkeypatch.setattr(running, "prepare", prepare_some)
+    path = tmp_path / "run.json"
+    bench(ops=["lateral_concat"], directions=["fwd"], device="cpu", compile=False, rounds=1, crops=[32], json=path)
+    document = json.loads(path.read_text())
+    left_out = [reason, "the time was up", "the time was up"] if reason == "interrupted" else [reason]
+    assert [case["reason"] for case in document["left_out"]] == left_out
+    assert len(document["cases"]) == 4 - len(left_out)
+
+
 def test_settings_of_a_leg():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -53,7 +53,7 @@ def bench(
         compile: whether torch.compile is among the variants (seconds to compile each case).
         json, png: where to write the document, and the chart of the first dtype, batch and crop.
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
-        budget: seconds after which no case is begun; the document names those left out. The crops, in each the
+        budget: seconds within which the last case should end; the document names those left out. The crops, in each the
             batches, in each the dtypes are measured in the order given.
         seed: of the inputs and parameters.
 
@@ -98,6 +98,11 @@ def bench(
                 continue
             try:
                 measurements.append(run(case, place, rounds=rounds, compile=compile, seed=seed))
+            except KeyboardInterrupt:  # what has been measured is kept
+                clock.stop()
+                left_out.append(_without(case, "interrupted"))
+            except torch.OutOfMemoryError:
+                left_out.append(_without(case, "out of device memory"))
             except RuntimeError as error:  # the others are still worth measuring
                 left_out.append(_without(case, f"failed: {error}"))
                 print(f"{case.name} ({case.leg}) failed: {error}", end="\n\n", flush=True)
@@ -123,6 +128,9 @@ def bench(
 class Budget:
     """Seconds for a run: a case is begun if one that took as long as the longest of its kind would still fit."""
 
+    # For the first of a kind. cuDNN's search for the fastest algorithm takes most of it.
+    GUESS: ClassVar[dict[str, float]] = {"Case": 5.0, "NetworkCase": 60.0}
+
     def __init__(self, seconds: float | None) -> None:
         self._end = float("inf") if seconds is None else time.monotonic() + seconds
         self._longest: dict[tuple[str, str], float] = {}
@@ -130,7 +138,11 @@ class Budget:
 
     def has_room_for(self, case: Case | NetworkCase) -> bool:
         self._begun = time.monotonic()
-        return self._begun + self._longest.get(self._kind(case), 0.0) <= self._end
+        kind = self._kind(case)
+        return self._begun + self._longest.get(kind, self.GUESS[kind[0]]) <= self._end
+
+    def stop(self) -> None:
+        self._end = float("-inf")
 
     def took(self, case: Case | NetworkCase) -> None:
         kind = self._kind(case)
