@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,3 +64,28 @@ def bench(out: str, chart: bool, **options: Any) -> None:
         benchmarks.bench(**chosen, json=f"{out}.json", png=f"{out}.png" if chart else None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+@main.command()
+@click.option("--device", help="cuda, or one of several as cuda:1  [default: cuda]")
+@click.option(
+    "--dtype", "precisions", multiple=True, help="float16, bfloat16, tf32 or float32; repeatable  [default: all]"
+)
+@click.option("--batch", type=int, default=8, show_default=True, help="Clips")
+@click.option("--crop", type=int, default=224, show_default=True, help="Pixels, a multiple of 32")
+@click.option("--rounds", type=int, default=30, show_default=True, help="How often each backend runs each shape")
+@click.option("--out", type=click.Path(path_type=Path), help="File  [default: where `auto` looks for this device's]")
+def tune(device: str | None, precisions: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Measure which backend is fastest for what on this device, and write the table that `auto` reads."""
+    import torch
+
+    from . import tune as tuning
+
+    target = torch.device(device or "cuda")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("tune measures a GPU, and this machine has none")
+    try:
+        table = tuning.tune(target, precisions=precisions or tuning.PRECISIONS, report=click.echo, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"written: {tuning.write(table, out)}")
