@@ -40,4 +40,19 @@ def cpu_capability() -> str:
     return function().decode()
 
 
+# In the order of Dtype in csrc/primitives.h.
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def cuda_kernels(shape: tuple[int, ...], dtype: torch.dtype, tf32: bool, aligned: bool) -> str | None:
+    """Which CUDA kernels a convolution takes, in words; ``shape`` as ConvShape in csrc/primitives.h, ``aligned``:
+    whether every row lies at a multiple of 16 bytes. None where the library was built without CUDA kernels."""
+    function = getattr(ctypes.CDLL(str(LIBRARY)), "slowfast_fast_cuda_kernels", None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    function.argtypes = (ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_bool, ctypes.c_bool)
+    return function((ctypes.c_int64 * len(shape))(*shape), _DTYPES.index(dtype), tf32, aligned).decode()
+
+
 _load()

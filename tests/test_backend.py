@@ -16,9 +16,11 @@ from torch import Tensor, nn
 import slowfast_fast
 from slowfast_fast import backend as forced
 from slowfast_fast import choosing, ops
+from slowfast_fast._extension import cuda_kernels
 from slowfast_fast.backend import BACKENDS, KERNELS, Backend, can_run
 from slowfast_fast.choosing import choose
 from slowfast_fast.explanation import note, recording
+from slowfast_fast.info import build_info
 
 X = torch.zeros(1, 2, 3, 1, 1)
 WEIGHT = torch.zeros(4, 2, 3, 1, 1)
@@ -208,6 +210,36 @@ def test_explain_rows(network: nn.Module, capsys: pytest.CaptureFixture[str]) ->
 def test_explain_tells_the_evaluation_form(network: nn.Module) -> None:
     found = slowfast_fast.explain(network.eval(), torch.randn(CLIP), show=False)
     assert found.rows[0].what == "temporal_conv"
+
+
+def test_explain_tells_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library says of the convolution, asked with its shape; the CPU's kernels stand in for a device's."""
+    use_backends(monkeypatch, {"cuda": replace(BACKENDS["cpu"], name="cuda")})
+    asked: list[tuple[Any, ...]] = []
+
+    def said(*question: Any) -> str:
+        asked.append(question)
+        return "forward: kernels"
+
+    monkeypatch.setattr(sys.modules["slowfast_fast._extension"], "cuda_kernels", said)
+
+    class Lateral(nn.Module):
+        def forward(self, clips: list[Tensor]) -> Tensor:
+            return ops.lateral_concat(clips[0], clips[1], torch.zeros(6, 4, 5, 1, 1), alpha=4)
+
+    slow, fast = torch.zeros(2, 4, 2, 3, 5), torch.zeros(2, 4, 8, 3, 5)
+    clips = [t.contiguous(memory_format=torch.channels_last_3d) for t in (slow, fast)]
+    reason = slowfast_fast.explain(Lateral(), clips, show=False).rows[0].reason
+    assert reason == "fastest for cpu; forward: kernels"
+    wide = torch.zeros(2, 5, 8, 3, 5).contiguous(memory_format=torch.channels_last_3d)
+    slowfast_fast.explain(Lateral(), [clips[0], wide[:, :4]], show=False)
+    shape = (2, 4, 6, 8, 2, 15, 5, 4, 2, 1)
+    assert asked == [(shape, torch.float32, False, aligned) for aligned in (True, False)]
+
+
+@pytest.mark.skipif(build_info()["cuda"] is not None, reason="for builds without CUDA kernels")
+def test_no_cuda_kernels_to_tell_of() -> None:
+    assert cuda_kernels((1,) * 10, torch.float32, False, True) is None
 
 
 def test_explain_under_a_forced_backend(network: nn.Module) -> None:

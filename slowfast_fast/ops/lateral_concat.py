@@ -12,7 +12,6 @@ from torch import Tensor
 from .. import reference
 from ..backend import for_every_library
 from ..choosing import choose
-from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
 from ._common import (
@@ -28,6 +27,7 @@ from ._common import (
     wants_gradient,
 )
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
+from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last
 from ._repeat import Plan, Signature, look_up, remember, run
 
@@ -176,7 +176,7 @@ def _affine(
         op = kernel(choice.backend, "lateral_concat")
         out = call(op, *used, alpha, padding, relu, tf32)
         remember(key, Plan(op, choice.backend, padding, tf32), given, used)
-    note_call("lateral_concat", choice, (slow, fast), out)
+    note("lateral_concat", choice, (slow, fast), out, fast, weight, (alpha, padding, 1), tf32)
     return out
 
 
@@ -201,7 +201,7 @@ def _frozen(
     used = (slow, fast, weight, *bn.frozen(fast))
     out = call(op, *used, alpha, padding, bn.eps, relu, tf32)
     remember(key, Plan(op, choice.backend, padding, tf32), given, used)
-    note_call("lateral_concat", choice, (slow, fast), out)
+    note("lateral_concat", choice, (slow, fast), out, fast, weight, (alpha, padding, 1), tf32)
     return out
 
 
@@ -229,7 +229,7 @@ def _normalised(
         op = kernel(choice.backend, "lateral_concat_bn")
         out = bn.update_running_stats(choice.backend, call(op, *used, alpha, padding, bn.eps, relu, tf32))
         remember(key, Plan(op, choice.backend, padding, tf32), given, used)
-    note_call("lateral_concat_bn", choice, (slow, fast), out)
+    note("lateral_concat_bn", choice, (slow, fast), out, fast, weight, (alpha, padding, 1), tf32)
     return out
 
 

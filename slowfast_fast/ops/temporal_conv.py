@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import reference
 from ..backend import for_every_library
 from ..choosing import choose
-from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
 from ._common import (
@@ -27,6 +26,7 @@ from ._common import (
     wants_gradient,
 )
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
+from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last
 from ._repeat import Plan, Signature, look_up, remember, run
 
@@ -185,7 +185,7 @@ def _affine(
         op = kernel(choice.backend, "temporal_conv")
         y = call(op, *used, *geometry, relu, tf32)
         remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
-    note_call("temporal_conv", choice, (x, residual), y)
+    note("temporal_conv", choice, (x, residual), y, x, weight, geometry, tf32)
     return y
 
 
@@ -209,7 +209,7 @@ def _frozen(
     used = (x, weight, *bn.frozen(x), residual)
     y = call(op, *used, *geometry, bn.eps, relu, tf32)
     remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
-    note_call("temporal_conv", choice, (x, residual), y)
+    note("temporal_conv", choice, (x, residual), y, x, weight, geometry, tf32)
     return y
 
 
@@ -235,7 +235,7 @@ def _normalised(
         op = kernel(choice.backend, "temporal_conv_bn")
         y = bn.update_running_stats(choice.backend, call(op, *used, *geometry, bn.eps, relu, tf32))
         remember(key, Plan(op, choice.backend, geometry[1], tf32), given, used)
-    note_call("temporal_conv_bn", choice, (x, residual), y)
+    note("temporal_conv_bn", choice, (x, residual), y, x, weight, geometry, tf32)
     return y
 
 
