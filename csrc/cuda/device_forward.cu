@@ -43,9 +43,9 @@ void Cuda::update_running(const RunningStats& args) {
 extern "C" __attribute__((visibility("default"))) const char* slowfast_fast_cuda_kernels(const int64_t* shape,
                                                                                          int dtype, bool tf32,
                                                                                          bool aligned) {
-  using namespace slowfast_fast;
   static thread_local std::string text;
-  const ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9]};
-  text = cuda::explain(s, static_cast<Dtype>(dtype), tf32, aligned);
+  const slowfast_fast::ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4],
+                                   shape[5], shape[6], shape[7], shape[8], shape[9]};
+  text = slowfast_fast::cuda::explain(s, static_cast<slowfast_fast::Dtype>(dtype), tf32, aligned);
   return text.c_str();
 }

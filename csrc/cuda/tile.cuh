@@ -12,7 +12,7 @@
 
 namespace slowfast_fast::cuda::tile {
 
-constexpr int kThreads = 256, kWarps = kThreads / int(kWarp);
+constexpr int kThreads = 128, kWarps = kThreads / int(kWarp);
 constexpr int kRowBytes = 128, kChunkBytes = 16, kRowChunks = kRowBytes / kChunkBytes;
 constexpr int kRowsPerPass = kThreads / kRowChunks;  // rows that the block's threads bring in at one chunk each
 constexpr int kSteps = 4;  // a step is 32 bytes of depth: one mma of 16-bit or of TF32 operands
@@ -83,7 +83,7 @@ struct Operand {
   }
 };
 
-// A tile of the result: its size, how the 8 warps share it, and how many stages of operands are under way. The figures
+// A tile of the result: its size, how the warps share it, and how many stages of operands are under way. The figures
 // of each are in docs/performance.md.
 template <int rows, int columns, int warps_down, int stages, int blocks>
 struct Shape {
@@ -102,14 +102,16 @@ struct Shape {
   __device__ static int column(int across, int i) { return warp_column() + across * 8 + lane_quad() * 2 + i % 2; }
 };
 
-// 128 x 128: 64 products of 16 x 8 x 16 on 24 ldmatrix of a warp in each stage, the best ratio that 128 registers
-// allow.
+// 64 x 64 results a warp: in a stage it makes 128 products of 16 x 8 x 16 of 16 KB that it reads. Smaller tiles of a warp
+// would have shared memory as their limit, larger ones do not fit the registers.
 using Wide = Shape<128, 128, 2, 3, 2>;
 // Twice the blocks where there are too few of the above, before the depth is split.
-using Tall = Shape<128, 64, 4, 3, 2>;
-using Small = Shape<64, 64, 2, 4, 2>;
-// For Fma, which holds two sums of each result.
-using Exact = Shape<128, 64, 4, 3, 1>;
+using Tall = Shape<128, 64, 2, 3, 3>;
+using Small = Shape<64, 64, 2, 4, 3>;
+// With more registers to a thread: where both operands of TF32 are read word by word, from many addresses; and for Fma,
+// which holds two sums of each result.
+using Scattered = Shape<128, 64, 2, 3, 2>;
+using Exact = Shape<64, 64, 2, 4, 2>;
 
 template <class Shape>
 using Results = float[Shape::kDown][Shape::kAcross][4];

@@ -54,6 +54,7 @@ class ColumnMoments {
 
 template <class T, int columns>
 struct MomentsScratch {
+  static_assert(columns <= kThreads);
   Moments<float> of[Share<T, columns>::kRowLanes][columns];
 };
 

@@ -230,7 +230,7 @@ void dgrad(Queue& queue, const ConvBackward& args) {
 
 template <class Math>
 using WgradShape = std::conditional_t<std::is_same_v<Math, Fma>, Exact,
-                                      std::conditional_t<kTakesWide<Math, Major::Outer>, Wide, Tall>>;
+                                      std::conditional_t<kTakesWide<Math, Major::Outer>, Wide, Scattered>>;
 
 template <class Shape>
 int64_t wgrad_tiles(const ConvShape& s) {

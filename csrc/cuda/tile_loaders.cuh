@@ -72,6 +72,7 @@ class GatheredRows {
  public:
   using Tile = Operand<T, Major::Depth, outers>;
   using Table = SourceRow[outers];
+  static_assert(outers <= kThreads);
 
   // A barrier must follow before load.
   __device__ GatheredRows(const Problem& problem, const Rows& source, int first_row, Table& table)
