@@ -98,12 +98,12 @@ while not pathlib.Path({other!r}).exists(): time.sleep(0.05)
 
 
 def test_a_step_gets_no_more_than_what_is_left(tmp_path: Path) -> None:
-    groups = [[step("first", "import time; time.sleep(1)")], [step("second", "import time; time.sleep(60)")]]
+    groups = [[step("first", "pass")], [step("second", "import time; time.sleep(100)", budget=100)]]
     begun = time.monotonic()
-    first, second = gpu.run(groups, tmp_path, seconds=3)
+    first, second = gpu.run(groups, tmp_path, seconds=8)
     assert first.outcome == "passed"
     assert second.outcome.startswith("TIMED OUT")
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 50
 
 
 def test_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
