@@ -78,14 +78,17 @@ def choose(
 _decisions: dict[tuple[Any, ...], tuple[str | None, str]] = {}
 
 
-# torch.compile evaluates this when it traces and keeps the result: all arguments are constants that it guards on.
-@torch._dynamo.assume_constant_result
 def _decide(*situation: Any) -> tuple[str | None, str]:
     """The backend, or None if the forced one cannot run the call, and the reason."""
     found = _decisions.get(situation)
     if found is None:
         found = _decisions[situation] = _decide_anew(Situation(*situation))
     return found
+
+
+# torch.compile evaluates this when it traces and keeps the result: all arguments are constants that it guards on. This is
+# what torch.compiler.assume_constant_result does, which would import the whole compiler with the package.
+_decide._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide_anew(s: Situation) -> tuple[str | None, str]:

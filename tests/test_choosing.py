@@ -209,3 +209,11 @@ with backend("second"):
     assert done.returncode == 0, done.stderr
     ran = "lateral_concat temporal_conv_backward temporal_conv_bn temporal_conv_bn_backward update_running_stats"
     assert done.stdout.splitlines() == [ran, ran]
+
+
+@pytest.mark.no_sanitizer
+def test_the_package_does_not_import_the_compiler() -> None:
+    """It takes longer than all of the rest."""
+    code = "import sys, slowfast_fast; print(sorted({'torch._dynamo', 'triton'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
