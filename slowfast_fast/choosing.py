@@ -86,8 +86,8 @@ def _decide(*situation: Any) -> tuple[str | None, str]:
     return found
 
 
-# torch.compile evaluates this when it traces and keeps the result: all arguments are constants that it guards on. This is
-# what torch.compiler.assume_constant_result does, which would import the whole compiler with the package.
+# torch.compile evaluates this when it traces and keeps the result: all arguments are constants that it guards on. It
+# is what torch.compiler.assume_constant_result does, which would import the whole compiler with the package.
 _decide._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
