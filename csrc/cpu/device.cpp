@@ -100,44 +100,70 @@ class Taps {
 };
 
 // Block sizes from the caches that every core of the supported processors has: 32 KiB of L1 data, 512 KiB of L2. They fix the
-// order of summation, so they may depend on shapes and on the instruction set only.
-constexpr int64_t l1_weights = 16 << 10;  // one panel's block of weights, all taps: half of L1
-constexpr int64_t l2_sums = 96 << 10;     // a task's unfinished sums
-constexpr int64_t l2_source = 128 << 10;  // a task's source block
-static_assert(l2_sums + l2_source <= (512 << 10) / 2, "half of L2 is left to the stream of weights");
+// order of summation, so they may depend on shapes and on the instruction set only. plan.h has that of L1.
+constexpr int64_t l2_size = 512 << 10;
+constexpr int64_t l2_source = 96 << 10, l2_sums = 192 << 10;       // a convolution task's source block and unfinished sums
+constexpr int64_t wgrad_x = 128 << 10, wgrad_gradient = 96 << 10;  // a wgrad task's blocks
+static_assert(l2_source + l2_sums <= l2_size * 5 / 8 && wgrad_x + wgrad_gradient <= l2_size / 2, "streams need L2 too");
 
 int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, std::min(value, high)); }
+
+bool three_taps(const ConvShape& s) { return s.kt == 3 && s.stride == 1 && s.dilation == 1; }
 
 // Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it where each value meets
 // many of the other side. One frame has no pair.
 bool use_winograd(const ConvShape& s, int64_t frames) {
-  return s.kt == 3 && s.stride == 1 && s.dilation == 1 && frames >= 2 && s.c * s.k >= 1024 && s.c >= 16 && s.k >= 16;
+  return three_taps(s) && frames >= 2 && s.c * s.k >= 1024 && s.c >= 16 && s.k >= 16;
+}
+
+// Sliding suits narrow layers, where Winograd's transforms weigh more than the products that they save.
+Method forward_method(const ConvForward& args) {
+  const ConvShape& s = args.shape;
+  if (args.dtype == Dtype::Float32 && three_taps(s) && s.c <= 64 && s.k <= 16) return Method::Slide;
+  return use_winograd(s, s.t_out) ? Method::Winograd : Method::Direct;
 }
 
 // Frames are often a multiple of 4 KiB apart, so that the taps of one position compete for the same sets of L1. Up to four taps leave room for
 // the weights beside them; more of them evict a block of weights that is not small.
 bool must_gather(const ConvPlan& plan) {
   const Blocking& b = plan.blocking;
-  return !plan.winograd && plan.kt > 4 && plan.kt * b.c_block * b.panel * static_cast<int64_t>(acc_size(plan.dtype)) > l1_weights / 2;
+  const int64_t weights = plan.kt * b.c_block * b.panel * static_cast<int64_t>(acc_size(plan.dtype));
+  return plan.method == Method::Direct && plan.kt > 4 && weights > l1_weights / 2;
+}
+
+// The panels of a task: as many as keep its unfinished sums in L2, but fewer where images are small and tasks few. Each group of panels
+// reads the source anew, so 16 tasks have to do.
+int64_t panel_group(const ConvPlan& plan, const Blocking& b, int64_t sum_frames) {
+  const int64_t size = static_cast<int64_t>(acc_size(plan.dtype)), panels = ceil_div(plan.k, b.panel);
+  const int64_t most = clamp(l2_sums / (sum_frames * b.p_block * size) / b.panel, 1, panels);
+  const int64_t row_tasks = std::max<int64_t>(1, plan.n * ceil_div(plan.p, b.p_block) * ceil_div(plan.t, b.t_block));
+  return b.panel * std::min(most, ceil_div(panels, clamp(16 / row_tasks, 1, panels)));
 }
 
 Blocking conv_blocking(const ConvPlan& plan) {
-  const TileShape tile = kernels().tile(plan.dtype, plan.k);
-  const int64_t size = static_cast<int64_t>(acc_size(plan.dtype)), panels = ceil_div(plan.k, tile.panel);
-  // Weight matrices in L1 at a time, source rows and sums held per position of a block.
-  const int64_t matrices = plan.winograd ? 1 : plan.kt;
+  const bool slide = plan.method == Method::Slide;
+  const TileShape tile = slide ? kernels().slide_tile() : kernels().tile(plan.dtype, plan.k);
+  const int64_t size = static_cast<int64_t>(acc_size(plan.dtype));
   Blocking b;
   b.panel = tile.panel;
-  b.t_block = std::min<int64_t>(plan.t, 8);
-  const int64_t source_frames = plan.winograd ? 2 * b.t_block : b.t_block + plan.kt;
-  const int64_t sum_frames = plan.winograd ? 2 * b.t_block : b.t_block;
+  if (slide) {
+    b.k_group = tile.panel * ceil_div(plan.k, tile.panel);
+    b.c_block = plan.c;
+    // Sums leave most of L2 to the rows that are asked for ahead.
+    b.t_block = std::min<int64_t>(plan.t, 32);
+    b.p_block = tile.rows * std::max<int64_t>(1, l2_sums / 4 / (b.t_block * b.k_group * size) / tile.rows);
+    return b;
+  }
+  const bool winograd = plan.method == Method::Winograd;
+  // Weight matrices in L1 at a time, source rows and sums held per position of a block.
+  const int64_t matrices = winograd ? 1 : plan.kt;
+  b.t_block = std::min<int64_t>(plan.t, winograd ? 4 : 8);
+  const int64_t source_frames = winograd ? 2 * b.t_block : b.t_block + plan.kt;
+  const int64_t sum_frames = winograd ? 2 * b.t_block : b.t_block;
   const int64_t depth = std::min<int64_t>(l1_weights / (matrices * tile.panel * size), 128);
   b.c_block = plan.c <= depth ? plan.c : clamp(depth / 16 * 16, 16, plan.c);
   b.p_block = tile.rows * clamp(l2_source / (source_frames * b.c_block * size) / tile.rows, 1, 48 / tile.rows);
-  b.k_group = tile.panel * clamp(l2_sums / (sum_frames * b.p_block * size) / tile.panel, 1, panels);
-  // Few tasks leave threads idle on small images: 64 keep a desktop's cores busy and cost a re-read of the source each.
-  const int64_t row_tasks = std::max<int64_t>(1, plan.n * ceil_div(plan.p, b.p_block) * ceil_div(plan.t, b.t_block));
-  b.k_group = std::min(b.k_group, tile.panel * ceil_div(panels, clamp(64 / row_tasks, 1, panels)));
+  b.k_group = panel_group(plan, b, sum_frames);
   return b;
 }
 
@@ -149,9 +175,10 @@ int64_t row_tasks(const ConvPlan& plan) {
 void run_conv(ConvPlan plan, const void* weight, int64_t stride_out, int64_t stride_reduced, bool flip, const void* factor) {
   const Blocking& b = plan.blocking;
   const int64_t panels = ceil_div(plan.k, b.panel);
-  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * (plan.winograd ? 4 : plan.kt)) * acc_size(plan.dtype));
+  const bool winograd = plan.method == Method::Winograd;
+  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * (winograd ? 4 : plan.kt)) * acc_size(plan.dtype));
   const PackPlan pack{plan.dtype, plan.k,    plan.c,        plan.kt, stride_out, stride_reduced, b.panel,
-                      b.c_block,  plan.winograd, flip, weight,  factor,     packed.get()};
+                      b.c_block,  winograd,   flip,      weight,  factor,     packed.get()};
   parallel(panels, kernels().pack_scratch(pack),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().pack(pack, begin, end, scratch); });
   plan.weight = packed.get();
@@ -172,7 +199,7 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   plan.kt = s.kt;
   plan.source.rows = args.x;
   plan.taps = taps.table();
-  plan.winograd = use_winograd(s, s.t_out);
+  plan.method = forward_method(args);
   plan.lead = -s.padding;
   plan.blocking = conv_blocking(plan);
   plan.gather = must_gather(plan);
@@ -266,7 +293,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.kt = s.kt;
   plan.source = gradient;
   plan.taps = taps.table();
-  plan.winograd = use_winograd(s, s.t_in);
+  plan.method = use_winograd(s, s.t_in) ? Method::Winograd : Method::Direct;
   plan.lead = s.padding - 2;
   plan.blocking = conv_blocking(plan);
   plan.gather = must_gather(plan);
@@ -301,10 +328,10 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.blocking.t_block = std::min<int64_t>(s.t_out, 8);
   plan.blocking.p_block = exact ? 16 : clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 32);
   const int64_t rows = (plan.winograd ? 2 : 1) * plan.blocking.t_block * plan.blocking.p_block;
-  plan.blocking.c_block = clamp(l2_source / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
+  plan.blocking.c_block = clamp(wgrad_x / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
   // 16 tasks or more: by groups of panels (of two at least, since each reads all of x) and, where the weight is narrow, by chunks of rows,
   // each with sums of the weight's size. No chunk adds up more than a few blocks in single precision.
-  plan.blocking.k_group = tile.panel * std::min(panels, clamp(panels / 16, 2, std::max<int64_t>(2, l2_sums / (rows * size) / tile.panel)));
+  plan.blocking.k_group = tile.panel * std::min(panels, clamp(panels / 16, 2, std::max<int64_t>(2, wgrad_gradient / (rows * size) / tile.panel)));
   const int64_t groups = ceil_div(s.k, plan.blocking.k_group), blocks = s.n * ceil_div(s.p, plan.blocking.p_block);
   plan.chunks = std::max<int64_t>(1, std::min(blocks, std::max(16 / groups, ceil_div(blocks, exact ? 4 : 16))));
   const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * (plan.winograd ? 4 : s.kt) * size));

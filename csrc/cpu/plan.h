@@ -26,11 +26,17 @@ struct TapTable {
   const int32_t *first, *frame, *tap;
 };
 
+// What a block of weights takes of an L1 data cache of 32 KiB.
+constexpr int64_t l1_weights = 16 << 10;
+
 // How a product is cut: panels of output channels (the register tile's width), groups of panels, blocks of depth (input
 // channels), of positions and of frames.
 struct Blocking {
   int64_t panel, k_group, c_block, p_block, t_block;
 };
+
+// How a convolution is summed: tap by tap, kernels/winograd.h, or kernels/slide.h.
+enum class Method { Direct, Winograd, Slide };
 
 // destination[n, t, p, k] = epilogue(sum over (frame, tap) of t, c of source[n, frame, p, c] * weight[k, c, tap])
 // Tasks: frame blocks x position blocks x clips, the panel groups fastest. Forward convolution and dgrad.
@@ -41,7 +47,7 @@ struct ConvPlan {
   bool gather;  // copy the source block by block even where it could be read in place
   TapTable taps;
   const void* weight;  // packed: [panel][c block][tap, or 0 ... 3 of winograd][c][channel of the panel], zero-padded
-  bool winograd;       // kernels/winograd.h: three taps, frame t summing source frames t + lead ... t + lead + 2
+  Method method;       // other than direct: three taps, frame t summing source frames t + lead ... t + lead + 2
   int64_t lead;
   Blocking blocking;
   const void *scale, *shift;  // (k), padded, or nullptr together
@@ -114,6 +120,7 @@ struct TileShape {
 struct Kernels {
   const char* name;
   TileShape (*tile)(Dtype, int64_t k);
+  TileShape (*slide_tile)();
   int64_t (*pack_scratch)(const PackPlan&);  // bytes a thread needs
   void (*pack)(const PackPlan&, int64_t, int64_t, void* scratch);
   int64_t (*conv_scratch)(const ConvPlan&);

@@ -79,16 +79,18 @@ struct RowTask {
 
   // One vector of channels, `count` of which exist: a constant W compiles to whole loads and stores.
   SFF_INLINE void epilogue(const A* tile, int64_t k, int64_t t, int64_t p, int64_t m, int64_t count) {
-    const bool affine = plan.scale;
+    // Copies: to the compiler a store could change the plan.
+    const bool affine = plan.scale, activated = plan.relu;
+    const int64_t y_next = plan.y.stride_p, residual_next = plan.residual.stride_p;
     const V scale = affine ? load<W>(static_cast<const A*>(plan.scale) + k) : V{};
     const V shift = affine ? load<W>(static_cast<const A*>(plan.shift) + k) : V{};
     T* y = row_at<T>(plan.y, n, t, p) + k;
     const T* residual = row_at<T>(plan.residual, n, t, p);
-    for (int64_t i = 0; i < m; ++i, y += plan.y.stride_p) {
+    for (int64_t i = 0; i < m; ++i, y += y_next) {
       V v = load<W>(tile + i * panel);
       if (affine) v = v * scale + shift;
-      if (residual) v += load<W>(residual + i * plan.residual.stride_p + k, count);
-      if (plan.relu) v = relu(v);
+      if (residual) v += load<W>(residual + i * residual_next + k, count);
+      if (activated) v = relu(v);
       store<W>(y, v, count);
     }
   }

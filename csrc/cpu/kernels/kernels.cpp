@@ -3,6 +3,7 @@
 // that must run anywhere.
 #include "conv.h"
 #include "rowwise.h"
+#include "slide.h"
 #include "wgrad.h"
 #include "winograd.h"
 
@@ -49,6 +50,8 @@ TileShape tile(Dtype dtype, int64_t k) {
   });
 }
 
+TileShape slide_tile() { return {slide_rows, Slide32::panel}; }
+
 template <template <typename, typename> class Task, typename Plan>
 SFF_INLINE int64_t scratch_of(const Plan& plan) {
   return with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
@@ -56,27 +59,42 @@ SFF_INLINE int64_t scratch_of(const Plan& plan) {
   });
 }
 
+template <typename Task, typename Plan>
+SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* scratch) {
+  Task task(plan, scratch);
+  for (int64_t i = begin; i < end; ++i) task.run(i);
+}
+
 template <template <typename, typename> class Task, typename Plan>
 SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* scratch) {
   with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
-    Task<typename decltype(t)::type, typename decltype(tile)::type> task(plan, scratch);
-    for (int64_t i = begin; i < end; ++i) task.run(i);
+    run_tasks<Task<typename decltype(t)::type, typename decltype(tile)::type>>(plan, begin, end, scratch);
   });
 }
 
 int64_t conv_scratch(const ConvPlan& plan) {
-  return plan.winograd ? scratch_of<WinogradTask>(plan) : scratch_of<ConvTask>(plan);
+  switch (plan.method) {
+    case Method::Winograd: return scratch_of<WinogradTask>(plan);
+    case Method::Slide: return SlideTask::scratch(plan);
+    default: return scratch_of<ConvTask>(plan);
+  }
 }
 int64_t wgrad_scratch(const WgradPlan& plan) { return scratch_of<WgradTask>(plan); }
 void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  if (plan.winograd) run_tasks<WinogradTask>(plan, begin, end, scratch);
-  else run_tasks<ConvTask>(plan, begin, end, scratch);
+  switch (plan.method) {
+    case Method::Winograd: return run_tasks<WinogradTask>(plan, begin, end, scratch);
+    case Method::Slide: return run_tasks<SlideTask>(plan, begin, end, scratch);
+    default: return run_tasks<ConvTask>(plan, begin, end, scratch);
+  }
 }
 void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<WgradTask>(plan, begin, end, scratch); }
 
 int64_t pack_scratch(const PackPlan& plan) { return gathered * plan.kt * plan.panel * int64_t(sizeof(double)); }
 void pack(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  with_dtype(plan.dtype, [&](auto t) { pack_panels<typename decltype(t)::type>(plan, begin, end, scratch); });
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    pack_panels<T, row_width<T>>(plan, begin, end, scratch);
+  });
 }
 void wgrad_result(const WgradResult& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) { finish_wgrad<typename decltype(t)::type>(plan, begin, end); });
@@ -100,7 +118,7 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, slide_tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
   return table;
 }
 

@@ -23,16 +23,19 @@ struct Tile {
 using Wide32 = Tile<float, 16, 2, 12>;
 using Mid32 = Tile<float, 16, 1, 24>;
 using Narrow32 = Tile<float, 8, 1, 24>;
+using Slide32 = Mid32;
 using Wide64 = Tile<double, 8, 2, 12>;
 #elif defined(__AVX2__)
 using Wide32 = Tile<float, 8, 2, 6>;
 using Mid32 = Wide32;
 using Narrow32 = Tile<float, 8, 1, 12>;
+using Slide32 = Narrow32;
 using Wide64 = Tile<double, 4, 2, 6>;
 #else
 using Wide32 = Tile<float, 8, 1, 6>;  // W = 8 in two SSE or NEON registers
 using Mid32 = Wide32;
 using Narrow32 = Wide32;
+using Slide32 = Wide32;
 using Wide64 = Tile<double, 4, 1, 6>;
 #endif
 

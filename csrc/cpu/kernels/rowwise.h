@@ -75,9 +75,11 @@ template <typename T>
 SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor, Acc<T>* to) {
   const int64_t kt = plan.kt, panel = plan.panel;
   if (plan.stride_reduced == kt) {
-    for (int64_t l = 0; l < lanes; ++l, ++to, from += plan.stride_out)
-      for (int64_t i = 0; i < count * kt; ++i) to[i * panel] = widen(from[i]);
-    to -= lanes;
+    for (int64_t l = 0; l < lanes; ++l) {
+      const T* row = from + l * plan.stride_out;
+      __builtin_prefetch(row + count * kt);
+      for (int64_t i = 0; i < count * kt; ++i) to[i * panel + l] = widen(row[i]);
+    }
   } else {
     for (int64_t c = 0; c < count; ++c)
       for (int64_t j = 0; j < kt; ++j)
@@ -88,20 +90,28 @@ SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, 
       for (int64_t i = 0; i < kt * panel; ++i) to[c * kt * panel + i] *= factor[c];
 }
 
-// U0 ... U3 of winograd.h from the taps of one channel.
-template <typename A>
-SFF_INLINE void transform_taps(const PackPlan& plan, const A* taps, A* to, int64_t next) {
-  const A *g0 = taps + (plan.flip ? 2 : 0) * plan.panel, *g1 = taps + plan.panel, *g2 = taps + (plan.flip ? 0 : 2) * plan.panel;
-  for (int64_t l = 0; l < plan.panel; ++l) {
-    const A outer = g0[l] + g2[l];
-    to[l] = g0[l];
-    to[next + l] = (outer + g1[l]) / 2;
-    to[2 * next + l] = (outer - g1[l]) / 2;
-    to[3 * next + l] = g2[l];
+// One channel of a panel from its taps: the taps themselves, or U0 ... U3 of winograd.h.
+template <int W, typename A>
+SFF_INLINE void write_taps(const PackPlan& plan, const A* taps, A* to, int64_t next) {
+  using V = Vec<A, W>;
+  const int64_t panel = plan.panel;
+  if (!plan.winograd) {
+    for (int64_t j = 0; j < plan.kt; ++j)
+      for (int64_t l = 0; l < panel; l += W) store<W>(to + j * next + l, load<W>(taps + j * panel + l));
+    return;
+  }
+  const A *first = taps + (plan.flip ? 2 : 0) * panel, *last = taps + (plan.flip ? 0 : 2) * panel;
+  for (int64_t l = 0; l < panel; l += W) {
+    const V g0 = load<W>(first + l), g1 = load<W>(taps + panel + l), g2 = load<W>(last + l), outer = g0 + g2;
+    store<W>(to + l, g0);
+    store<W>(to + next + l, (outer + g1) * A(0.5));
+    store<W>(to + 2 * next + l, (outer - g1) * A(0.5));
+    store<W>(to + 3 * next + l, g2);
   }
 }
 
-template <typename T>
+// W divides every panel.
+template <typename T, int W>
 void pack_panels(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
   using A = Acc<T>;
   const A* factor = static_cast<const A*>(plan.factor);
@@ -117,14 +127,8 @@ void pack_panels(const PackPlan& plan, int64_t begin, int64_t end, void* scratch
         const int64_t count = depth - c < gathered ? depth - c : gathered, first = c0 + c;
         const T* from = static_cast<const T*>(plan.from) + o0 * plan.stride_out + first * plan.stride_reduced;
         gather_taps(plan, from, lanes, count, factor ? factor + first : nullptr, taps);
-        for (int64_t i = 0; i < count; ++i) {
-          const A* of_channel = taps + i * plan.kt * plan.panel;
-          A* at = to + (c + i) * plan.panel;
-          if (plan.winograd) transform_taps(plan, of_channel, at, depth * plan.panel);
-          else
-            for (int64_t j = 0; j < plan.kt; ++j)
-              for (int64_t l = 0; l < plan.panel; ++l) at[j * depth * plan.panel + l] = of_channel[j * plan.panel + l];
-        }
+        for (int64_t i = 0; i < count; ++i)
+          write_taps<W>(plan, taps + i * plan.kt * plan.panel, to + (c + i) * plan.panel, depth * plan.panel);
       }
     }
   }

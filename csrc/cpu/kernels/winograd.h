@@ -53,14 +53,14 @@ struct WinogradTask : RowTask<T, Tl> {
   using V = typename Base::V;
   using Base::plan, Base::b, Base::rows, Base::p0, Base::t0, Base::t1, Base::n, Base::panels, Base::panel, Base::W;
 
-  A* sums;         // [panel of the group][pair][row tile][M0 ... M3][row][panel], or one tile's when the depth is one block
+  A* sums;         // [panel of the group, or one when the depth is one block][M0 ... M3][pair][row][panel]
   A* transformed;  // [pair][V0 ... V3][row][c_block]
   A* read;         // [frame][c_block]: one row of the frames that products cannot read in place
 
   static int64_t sums_bytes(const ConvPlan& p) {
     const Blocking& b = p.blocking;
     const int64_t pairs = ceil_div(b.t_block, 2);
-    return align_up((p.c > b.c_block ? b.k_group * pairs * b.p_block : panel * Tl::MR) * 4 * sizeof(A));
+    return align_up((p.c > b.c_block ? b.k_group : panel) * pairs * b.p_block * 4 * sizeof(A));
   }
   static int64_t transformed_bytes(const ConvPlan& p) {
     return align_up(ceil_div(p.blocking.t_block, 2) * 4 * p.blocking.p_block * p.blocking.c_block * sizeof(A));
@@ -80,37 +80,73 @@ struct WinogradTask : RowTask<T, Tl> {
     const int64_t pairs = ceil_div(t1 - t0, 2);
     for (int64_t c0 = 0; c0 < plan.c; c0 += b.c_block) {
       const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
-      for (int64_t r = 0; r < rows; ++r)
+      for (int64_t r = 0; r < rows; ++r) {
+        if (r + 2 < rows) prefetch(p0 + r + 2, pairs, c0, depth);
         transform_source<T, W>(plan.source, n, p0 + r, t0 + plan.lead, plan.t_source, pairs, c0, depth, b.c_block, read,
                                transformed + r * b.c_block, rows * b.c_block);
-      for (int64_t i = 0; i < panels; ++i)
-        for (int64_t pair = 0; pair < pairs; ++pair) products(i, pair, c0, depth);
+      }
+      for (int64_t i = 0; i < panels; ++i) products(i, pairs, c0, depth);
     }
     this->end();
   }
 
-  // One panel of two frames, for one block of the depth.
-  void products(int64_t i, int64_t pair, int64_t c0, int64_t depth) {
-    const A* weight = this->weights(i, c0, 4);
+  // One row of the source frames. Rows of wide layers lie a page apart, where hardware does not follow.
+  void prefetch(int64_t p, int64_t pairs, int64_t c0, int64_t depth) const {
+    for (int64_t f = t0 + plan.lead; f < t0 + plan.lead + 2 * pairs + 2; ++f) {
+      if (f < 0 || f >= plan.t_source) continue;
+      const T* row = row_at<T>(plan.source.rows, n, f, p) + c0;
+      for (int64_t c = 0; c < depth; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + c);
+    }
+  }
+
+  // Mv of row r0 and those after it.
+  A* tile_sums(int64_t i, int64_t v, int64_t pair, int64_t r0) const {
+    const int64_t slot = plan.c > b.c_block ? i : 0;
+    return sums + (((slot * 4 + v) * ceil_div(b.t_block, 2) + pair) * b.p_block + r0) * panel;
+  }
+
+  // One panel of all rows of the task, for one block of the depth. A matrix stays in L1 while the row tiles stream past it;
+  // where all four do, each tile is finished at once.
+  void products(int64_t i, int64_t pairs, int64_t c0, int64_t depth) {
     const Parts tiles(rows, Tl::MR);
-    for (int64_t tile = 0; tile < tiles.count; ++tile) {
-      const int64_t r0 = tiles.begin(tile), m = tiles.length(tile);
-      A* out = plan.c > b.c_block ? sums + ((i * ceil_div(b.t_block, 2) + pair) * b.p_block + r0) * 4 * panel : sums;
+    const int64_t count = pairs * tiles.count, visit = 4 * depth * panel * int64_t(sizeof(A)) <= l1_weights ? 1 : count;
+    for (int64_t first = 0; first < count; first += visit) {
       for (int v = 0; v < 4; ++v) {
-        const A* pa = transformed + ((pair * 4 + v) * rows + r0) * b.c_block;
-        const A* pb = weight + v * depth * panel;
-        table<Tl>.products[m - 1](1, &pa, &pb, b.c_block, depth, out + v * m * panel, c0 > 0);
+        const A* pb = this->weights(i, c0, 4) + v * depth * panel;
+        const A* next = v < 3 ? pb + depth * panel : after(i, c0, depth);
+        for (int64_t j = first; j < first + visit; ++j) {
+          const int64_t pair = j / tiles.count, r0 = tiles.begin(j % tiles.count), m = tiles.length(j % tiles.count);
+          const A* pa = transformed + ((pair * 4 + v) * rows + r0) * b.c_block;
+          // The next matrix comes from L3 or memory: every product asks for its share.
+          const int64_t share = depth * panel * (j + 1) / count;
+          for (int64_t e = depth * panel * j / count; e < share; e += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + e);
+          table<Tl>.products[m - 1](1, &pa, &pb, b.c_block, depth, tile_sums(i, v, pair, r0), c0 > 0);
+        }
       }
       if (c0 + depth < plan.c) continue;
-      const int64_t size = m * panel, t = t0 + 2 * pair;
-      for (int64_t e = 0; e < size; e += W) {
-        const V m0 = load<W>(out + e), m1 = load<W>(out + size + e), m2 = load<W>(out + 2 * size + e), m3 = load<W>(out + 3 * size + e);
-        store<W>(out + e, m0 + m1 + m2);
-        store<W>(out + size + e, m1 - m2 - m3);
-      }
-      this->finish(out, i, t, r0, m);
-      if (t + 1 < t1) this->finish(out + size, i, t + 1, r0, m);
+      for (int64_t j = first; j < first + visit; ++j)
+        write(i, j / tiles.count, tiles.begin(j % tiles.count), tiles.length(j % tiles.count));
     }
+  }
+
+  // The weights that are read after those of panel i.
+  const A* after(int64_t i, int64_t c0, int64_t depth) const {
+    if (i + 1 < panels) return this->weights(i + 1, c0, 4);
+    return this->weights(0, c0 + depth < plan.c ? c0 + depth : 0, 4);
+  }
+
+  // Two frames of one tile.
+  void write(int64_t i, int64_t pair, int64_t r0, int64_t m) {
+    const int64_t t = t0 + 2 * pair;
+    A* y[4];  // M0 ... M3; the first two become the outputs
+    for (int v = 0; v < 4; ++v) y[v] = tile_sums(i, v, pair, r0);
+    for (int64_t e = 0; e < m * panel; e += W) {
+      const V m0 = load<W>(y[0] + e), m1 = load<W>(y[1] + e), m2 = load<W>(y[2] + e), m3 = load<W>(y[3] + e);
+      store<W>(y[0] + e, m0 + m1 + m2);
+      store<W>(y[1] + e, m1 - m2 - m3);
+    }
+    this->finish(y[0], i, t, r0, m);
+    if (t + 1 < t1) this->finish(y[1], i, t + 1, r0, m);
   }
 };
 
