@@ -65,6 +65,14 @@ def test_training_step(name: str, dtype: torch.dtype) -> None:
     assert_as_exact_as_pytorch(lambda: bn.bn_call(shape, dtype))
 
 
+@dtypes
+@pytest.mark.parametrize("absent", [(), ("gamma",), ("beta",)], ids=str)
+@pytest.mark.parametrize("name", ["odd", "alpha8_kt5"])
+def test_evaluation_without_gradients(name: str, absent: tuple[str, ...], dtype: torch.dtype) -> None:
+    shape: bn.Shape = (TEMPORAL | LATERAL)[name]
+    assert_as_exact_as_pytorch(lambda: replace(bn.bn_call(shape, dtype, *absent, training=False), differentiable=()))
+
+
 @pytest.mark.parametrize(("name", "dtype"), list(zip(QUICK, itertools.cycle(DTYPES), strict=False)), ids=str)
 def test_temporal_integers_are_exact(name: str, dtype: torch.dtype) -> None:
     assert_exact(temporal.integer_call(temporal.SHAPES[name], dtype))
@@ -234,6 +242,8 @@ def _arguments(op: str) -> tuple[Any, ...]:
         ),
         "lateral_concat": (slow, fast, weight, first, second, 2, 1, True, False),
         "lateral_concat_bn": (slow, fast, weight, first, second, 2, 1, 1e-5, True, False),
+        "temporal_conv_bn_frozen": (x, weight, first, second, first, positive, out, *geometry, 1e-5, True, False),
+        "lateral_concat_bn_frozen": (slow, fast, weight, first, second, first, positive, 2, 1, 1e-5, True, False),
         "update_running_stats": (first, positive, torch.tensor(3), second, positive.clone(), 0.1),
     }[op]
 
@@ -243,6 +253,7 @@ def _arguments(op: str) -> tuple[Any, ...]:
     [
         *("temporal_conv", "temporal_conv_backward", "temporal_conv_bn", "temporal_conv_bn_backward"),
         *("lateral_concat", "lateral_concat_bn", "update_running_stats"),
+        *("temporal_conv_bn_frozen", "lateral_concat_bn_frozen"),
     ],
 )
 def test_opcheck(op: str) -> None:

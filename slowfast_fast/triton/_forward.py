@@ -153,6 +153,21 @@ def normalise(
 
 
 @triton.jit
+def fold_statistics(
+    mean, var, gamma, beta, scale, shift,
+    eps,
+    K: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """scale and shift that apply fixed statistics."""
+    k = tl.program_id(0) * BN + tl.arange(0, BN)
+    invstd = tl.div_rn(1.0, tl.sqrt_rn(tl.load(var + k, mask=k < K, other=1.0) + eps))
+    of_scale = per_channel(gamma, k, K, HAS_GAMMA, 1.0) * invstd
+    of_shift = per_channel(beta, k, K, HAS_BETA, 0.0) - tl.load(mean + k, mask=k < K, other=0.0) * of_scale
+    tl.store(scale + k, of_scale, mask=k < K)
+    tl.store(shift + k, of_shift, mask=k < K)
+
+
+@triton.jit
 def move_running_statistics(
     running_mean, running_var, batches, mean, unbiased_var,
     momentum,

@@ -8,7 +8,7 @@ from ._checks import Conv, check_rows
 from ._convolution import convolve, copy_rows
 from ._launch import on_device
 from ._register import register
-from .temporal_conv import conv_normalised, empty_rows
+from .temporal_conv import conv_normalised, empty_rows, folded
 
 
 def concat_buffer(slow: Tensor, fast: Tensor, conv: Conv) -> Tensor:
@@ -35,6 +35,29 @@ def lateral_concat(
     conv = Conv.of(fast, weight, alpha, padding, 1)
     with on_device(fast):
         out = concat_buffer(slow, fast, conv)
+        convolve(fast, weight, scale, shift, None, conv, relu, tf32, out, first=slow.shape[1])
+    return out
+
+
+@register
+def lateral_concat_bn_frozen(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    alpha: int,
+    padding: int,
+    eps: float,
+    relu: bool,
+    tf32: bool,
+) -> Tensor:
+    conv = Conv.of(fast, weight, alpha, padding, 1)
+    with on_device(fast):
+        out = concat_buffer(slow, fast, conv)
+        scale, shift = folded(fast, conv.k, gamma, beta, running_mean, running_var, eps)
         convolve(fast, weight, scale, shift, None, conv, relu, tf32, out, first=slow.shape[1])
     return out
 

@@ -6,10 +6,11 @@ import functools
 
 import torch
 from torch import Tensor
+from triton import cdiv
 
-from ._checks import Conv
+from ._checks import Conv, check_vector
 from ._convolution import Statistics, convolve, normalise_rows
-from ._forward import move_running_statistics
+from ._forward import fold_statistics, move_running_statistics
 from ._gradients import OutputGradient, backward
 from ._launch import Launch, on_device, wrap_triton
 from ._register import register
@@ -105,6 +106,48 @@ def temporal_conv_bn(
     conv = Conv.of(x, weight, stride, padding, dilation)
     with on_device(x):
         return conv_normalised(x, weight, gamma, beta, residual, conv, eps, relu, tf32, empty_rows(x, conv.output))
+
+
+def folded(
+    x: Tensor, k: int, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift that apply the statistics."""
+    for name, vector in (("gamma", gamma), ("beta", beta), ("running_mean", mean), ("running_var", var)):
+        check_vector(name, vector, k, x)
+    scale, shift = (x.new_empty(k, dtype=torch.float32) for _ in range(2))
+    launch = _fold_launch(x.device, k, gamma is not None, beta is not None, eps)
+    given = (mean if vector is None else vector for vector in (gamma, beta))
+    launch(wrap_triton(fold_statistics, mean), mean, var, *given, scale, shift)
+    return scale, shift
+
+
+@functools.cache
+def _fold_launch(device: torch.device, k: int, has_gamma: bool, has_beta: bool, eps: float) -> Launch:
+    return Launch((cdiv(k, 256),), (eps,), {"K": k, "HAS_GAMMA": has_gamma, "HAS_BETA": has_beta, "BN": 256})
+
+
+@register
+def temporal_conv_bn_frozen(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    eps: float,
+    relu: bool,
+    tf32: bool,
+) -> Tensor:
+    conv = Conv.of(x, weight, stride, padding, dilation)
+    y = empty_rows(x, conv.output)
+    with on_device(x):
+        scale, shift = folded(x, conv.k, gamma, beta, running_mean, running_var, eps)
+        convolve(x, weight, scale, shift, residual, conv, relu, tf32, y)
+    return y
 
 
 @register
