@@ -6,6 +6,7 @@
 #pragma once
 #include "backward.cuh"
 #include "forward.cuh"
+#include "narrow_launch.cuh"
 #include "rowwise.cuh"
 #include "tile_launch.cuh"
 
@@ -20,6 +21,8 @@ template <class T, class Queue>
 void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
+  if constexpr (!std::is_same_v<T, double>)
+    if (!narrow::why_not<T>(args)) return narrow::forward<T>(queue, args, stats);
   if (tile::forward<T>(queue, args, stats)) return;
   const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
   Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;

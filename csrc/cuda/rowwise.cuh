@@ -4,7 +4,7 @@
 #pragma once
 #include "elementwise.cuh"
 #include "moments.cuh"
-#include "ptx.cuh"
+#include "pack.cuh"
 
 namespace slowfast_fast::cuda {
 
@@ -14,23 +14,6 @@ constexpr int kGradientLoads = 2;      // and for one that reads up to three and
 constexpr int kRowBlocksPerSM = 3;     // at least: 12 warps, each with 2 KB or more in flight, outlast the latency of HBM
 constexpr int64_t kMostRowBlocks = 4096;  // several turns of the largest GPUs: a block reads its coefficients once
 static_assert(kRowThreads <= kMostBlockValues);
-
-// 16 bytes of adjacent channels.
-template <class T>
-struct Pack {
-  static constexpr int kSize = sizeof(Words) / sizeof(T);
-  T of[kSize];
-
-  __device__ void load(const T* from) {
-    const Words words = load16(from);
-    memcpy(of, &words, sizeof of);
-  }
-  __device__ void store(T* to) const {
-    Words words;
-    memcpy(&words, of, sizeof of);
-    store16(to, words);
-  }
-};
 
 // Rows as runs of `rows` evenly spaced ones, so that walking along a run takes additions only. A run is the whole tensor, a
 // clip or a frame, whichever is the longest that every tensor at hand allows.
@@ -106,19 +89,6 @@ template <class T>
 Launch row_launch(const RowPlan& plan, size_t shared_bytes) {
   const int64_t groups = ceil_div(plan.channels, plan.packs * Pack<T>::kSize);
   return {dim3(unsigned(plan.chunks.count), unsigned(groups)), unsigned(plan.packs * plan.lanes), shared_bytes};
-}
-
-// Why rows of this many channels cannot be read in packs; nullptr if they can.
-template <class T, class... Tensors>
-const char* why_not_packs(int64_t channels, const Tensors&... tensors) {
-  const auto aligned = [](const auto& rows) {
-    return reinterpret_cast<uintptr_t>(rows.data) % sizeof(Pack<T>) == 0 &&
-           (rows.stride_n | rows.stride_t | rows.stride_p) % Pack<T>::kSize == 0;
-  };
-  if (channels % Pack<T>::kSize != 0) return "the channels are no multiple of 16 bytes";
-  if (channels / Pack<T>::kSize > kRowThreads * kMostGridYZ) return "there are too many channels";
-  if (!(aligned(tensors) && ...)) return "a tensor's rows do not start at multiples of 16 bytes";
-  return nullptr;
 }
 
 // BatchNorm of a pack's channels. BN as in ChannelNorm.
