@@ -34,6 +34,7 @@ FAMILIES = {
     r"::tile_(product|wgrad)_kernel<.*::Fma": (COPIES, r"FFMA"),
     r"::tile_product_kernel<": (STORES,),
     r"::tile::(finish_kernel|output_gradient)<": (LOADS, STORES),
+    r"::narrow_kernel<": (LOADS, PRODUCTS),
 }
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")

@@ -12,8 +12,8 @@ HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALVES, torch.float32)
 narrow_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
-# The layers of the fast pathway and the lateral ones: channels, taps, strides and paddings as they are; few positions, in
-# numbers that divide no warp's rows; clips that are cut into items, end in the middle of one, or are shorter than the kernel.
+# The layers of the fast pathway and the lateral ones: channels, taps, strides and paddings as they are; few positions,
+# in numbers that no warp's rows divide; clips that are cut into items, end amid one, or are shorter than the kernel.
 TEMPORAL = (
     Case(2, 8, 8, 9, 5, 7, 3, padding=1),
     Case(1, 16, 8, 5, 3, 7, 3, padding=1),

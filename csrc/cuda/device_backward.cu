@@ -1,5 +1,5 @@
 #include "device.h"
-#include "queue.cuh"
+#include "narrow_instances.cuh"
 
 namespace slowfast_fast {
 

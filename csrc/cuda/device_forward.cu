@@ -2,7 +2,7 @@
 // kernels.
 #include "device.h"
 #include "explain.cuh"
-#include "queue.cuh"
+#include "narrow_instances.cuh"
 
 namespace slowfast_fast {
 
