@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
-from cuda_host.cases import Case, Inputs, accumulation, assert_as_exact_as_pytorch, random_inputs, rows, stock
+from cuda_host.cases import Case, Inputs, accumulation, assert_as_exact_as_pytorch, random_inputs, rows, run_op, stock
 from op_testing import integer_scales, lay_out, small_integers
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -39,6 +39,12 @@ POINTWISE = (
     Case(2, 64, 64, 1, 3, 5, 1),
 )
 CASES = TEMPORAL + LATERAL + POINTWISE
+# Frames that no window sees, at the end and between windows; a window wider than the padded clip's rest.
+DGRADS = (
+    Case(1, 32, 32, 11, 3, 3, 3, stride=4),
+    Case(1, 16, 8, 8, 3, 3, 5, stride=3, padding=4),
+)
+OTHER_DGRADS = {"dgrad_kernel", "tile_product_kernel"}
 
 
 def forward(host: Harness, i: Inputs, case: Case, bn: bool, tf32: bool = True) -> dict[str, torch.Tensor]:
@@ -88,6 +94,31 @@ def test_as_exact_as_pytorch(host: Harness, case: Case, dtype: torch.dtype, bn: 
         assert torch.allclose(got["mean"].double(), raw.mean(1), rtol=0, atol=eps * raw.abs().max())
         assert torch.allclose(got["invstd"].double(), (biased + 1e-5).rsqrt(), rtol=eps, atol=0)
         assert torch.allclose(got["unbiased_var"].double(), raw.var(1), rtol=eps, atol=0)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
+@pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *DGRADS], ids=str)
+def test_dgrad_is_as_exact_as_pytorch(host: Harness, case: Case, dtype: torch.dtype, bn: bool, full: bool) -> None:
+    inputs = random_inputs(case, dtype, full, seed=hash((case, bn)) % 2**31)
+    got: dict[str, torch.Tensor] = {}
+    kernels = host.kernels(lambda: got.update(run_op(host, inputs, case, bn)))
+    assert "narrow_kernel" in kernels
+    assert not kernels & OTHER_DGRADS
+    assert got["dx"].is_contiguous(memory_format=torch.channels_last_3d)
+    assert_as_exact_as_pytorch(got, inputs, case, dtype, bn)
+
+
+@pytest.mark.parametrize("case", [*TEMPORAL[:5], LATERAL[0], *DGRADS], ids=str)
+def test_dgrad_in_tf32(host: Harness, case: Case) -> None:
+    inputs = narrow_inputs(case, torch.float32, False, seed=10)
+    inputs.grad = rows(to_tf32(inputs.grad))
+    got: dict[str, torch.Tensor] = {}
+    kernels = host.kernels(lambda: got.update(run_op(host, inputs, case, False, tf32=True)))
+    assert "narrow_kernel" in kernels
+    assert not kernels & OTHER_DGRADS
+    assert_as_exact_as_pytorch({"y": got["y"], "dx": got["dx"]}, inputs, case, torch.float32, False)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -33,7 +33,7 @@ CASES = (
     Case(1, 64, 72, 9, 3, 3, 7, stride=4, padding=3),  # a lateral connection
     Case(1, 72, 64, 4, 4, 5, 3, padding=2, dilation=2),
     Case(1, 136, 64, 2, 5, 7, 1),  # pointwise
-    Case(1, 32, 64, 7, 3, 4, 2, stride=3),  # frames that no window sees
+    Case(1, 32, 72, 7, 3, 4, 2, stride=3),  # frames that no window sees
 )
 SMALL_CASE = Case(1, 136, 64, 2, 5, 7, 3, padding=1)  # more tiles of depth than stages
 

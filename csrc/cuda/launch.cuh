@@ -67,10 +67,11 @@ void backward_as(Queue& queue, const ConvBackward& args) {
   Acc* scale_product = normalises ? nullptr : dscale;
   bool dx_wanted = args.dx.data && rows_in(s) > 0, dweight_wanted = args.dweight || scale_product;
   if constexpr (!std::is_same_v<T, double>) {
-    const bool tiled = !tile::why_not(args), tiled_dgrad = tiled && dx_wanted && !tile::why_not_dgrad(s);
+    const bool tiled = !tile::why_not(args), narrow_dgrad = tiled && !narrow::why_not_dgrad<T>(args);
+    const bool tiled_dgrad = tiled && dx_wanted && (narrow_dgrad || !tile::why_not_dgrad(s));
     if (tiled_dgrad || (tiled && dweight_wanted)) {
       const ConvBackward plain = tile::with_output_gradient<T>(queue, args, sum, sum_xhat);
-      if (tiled_dgrad) tile::dgrad<T>(queue, plain);
+      if (tiled_dgrad) narrow_dgrad ? narrow::dgrad<T>(queue, plain) : tile::dgrad<T>(queue, plain);
       if (dweight_wanted) tile::wgrad<T>(queue, plain, scale_product);
       dx_wanted = dx_wanted && !tiled_dgrad;
       dweight_wanted = false;

@@ -44,6 +44,7 @@ struct Conv {
   int first_out, step_out;
   Rows x;
   const void* weight;  // (K, C, kt) as the op has it
+  const void* weight_scale;  // (K), or absent: a factor of the weight
   int kt;
   bool transposed;  // K are the input channels; tap i is then first_tap + (taps - 1 - i) * step_tap of kt
   int first_tap, step_tap;
@@ -115,13 +116,14 @@ __device__ void gather_weight(const Conv& conv, int steps_in, int first_out, typ
     pack.load(static_cast<const T*>(conv.weight) + i);
     const int row = i / of_row;  // a pack lies in one, for the channels of a row are a multiple of it
     int column = i % of_row / conv.kt, j = i % conv.kt;
+    const float factor = channel_or(conv.weight_scale, row, 1.f);
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
       const int out = (conv.transposed ? column : row) - first_out, in = conv.transposed ? row : column;
       const int back = conv.transposed ? (j - conv.first_tap) / conv.step_tap : 0;
       const int tap = conv.transposed ? conv.taps - 1 - back : j;
       const bool of_residue = !conv.transposed || (j >= conv.first_tap && conv.first_tap + back * conv.step_tap == j);
-      T value = pack.of[e];
+      T value = T(factor * float(pack.of[e]));
       if constexpr (std::is_same_v<T, float>) {
         const uint32_t bits = to_tf32(value);
         memcpy(&value, &bits, sizeof value);

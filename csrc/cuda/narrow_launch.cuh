@@ -67,6 +67,28 @@ inline Conv forward_conv(const ConvForward& args) {
   return conv;
 }
 
+// The frames of x that are `residue` above a multiple of the stride, past the padding: with t = frame + padding, they are those
+// that tap residue, residue + stride, ... of some window sees. gradient is that of the convolution's output, before its scale.
+inline Conv dgrad_conv(const ConvBackward& args, int residue) {
+  const ConvShape& s = args.shape;
+  const int stride = int(s.stride), padding = int(s.padding);
+  Conv conv{};
+  conv.rows = s.n * s.p, conv.p = s.p;
+  conv.in = int(s.k), conv.out = int(s.c);
+  conv.first_out = ((residue - padding) % stride + stride) % stride, conv.step_out = stride;
+  conv.t_in = int(s.t_out);
+  conv.t_out = int(s.t_in) > conv.first_out ? int(ceil_div(s.t_in - conv.first_out, stride)) : 0;
+  conv.kt = int(s.kt);
+  // A residue that no tap has keeps one tap, of zeros: its frames are 0 and have to be written.
+  conv.taps = conv.kt > residue ? int(ceil_div(conv.kt - residue, stride)) : 1;
+  conv.stride = 1;
+  conv.padding = conv.taps - 1 - (conv.first_out + padding - residue) / stride;
+  conv.x = args.grad, conv.weight = args.weight, conv.weight_scale = args.scale;
+  conv.transposed = true, conv.first_tap = residue, conv.step_tap = stride;
+  conv.y = args.dx;
+  return conv;
+}
+
 // What forward and dgrad ask of shapes and types alike.
 template <class T>
 const char* why_not(const ConvShape& s, bool tf32, const void* weight) {
@@ -95,6 +117,18 @@ const char* why_not(const ConvForward& args) {
   if (const char* reason = why_not_packs<T>(s.c, args.x)) return reason;
   if (const char* reason = why_not_packs<T>(s.k, args.residual, args.y)) return reason;
   return why_not_shape<T>(forward_conv(args));
+}
+
+// With the gradient as dgrad_conv wants it.
+template <class T>
+const char* why_not_dgrad(const ConvBackward& args) {
+  const ConvShape& s = args.shape;
+  if (const char* reason = why_not<T>(s, args.tf32, args.weight)) return reason;
+  if (const char* reason = why_not_packs<T>(s.k, args.grad)) return reason;
+  if (const char* reason = why_not_packs<T>(s.c, args.dx)) return reason;
+  for (int residue = 0; residue < s.stride; ++residue)
+    if (const char* reason = why_not_shape<T>(dgrad_conv(args, residue))) return reason;
+  return nullptr;
 }
 
 template <class Shape>
@@ -132,6 +166,14 @@ void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   auto* partial = stats ? queue.template workspace<Moments<float>>(kMostPartials * conv.out) : nullptr;
   const int64_t chunks = rows_out(args.shape) > 0 ? launch<T>(queue, conv, partial) : 0;
   if (stats) launch_merge_statistics(queue, partial, chunks, args.shape.k, rows_out(args.shape), *stats);
+}
+
+template <class T, class Queue>
+void dgrad(Queue& queue, const ConvBackward& args) {
+  for (int residue = 0; residue < args.shape.stride; ++residue) {
+    const Conv conv = dgrad_conv(args, residue);
+    if (conv.t_out > 0) launch<T>(queue, conv, nullptr);
+  }
 }
 
 }  // namespace slowfast_fast::cuda::narrow
