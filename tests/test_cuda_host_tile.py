@@ -143,7 +143,7 @@ def test_sizes_agree_to_the_bit(tiles: Harness, size: str) -> None:
 
 @pytest.mark.parametrize("layout", ["pitched", "time_slice", "batch_slice", "width_slice", "32_bits"])
 def test_reads_slices_in_place(tiles: Harness, layout: str) -> None:
-    case = Case(2, 32, 64, 3, 3, 4, 3, padding=1)
+    case = Case(2, 32, 72, 3, 3, 4, 3, padding=1)
     inputs = random_inputs(case, torch.float16, True, seed=4)
     change = {"pitched": pitched, "32_bits": far_apart}.get(layout, lambda t: lay_out(t, layout))
     parts = {name: change(getattr(inputs, name)) for name in ("x", "residual", "grad")}
@@ -154,7 +154,7 @@ def test_reads_slices_in_place(tiles: Harness, layout: str) -> None:
 
 @pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
 def test_lateral_concat(tiles: Harness, bn: bool) -> None:
-    case = Case(1, 32, 64, 8, 3, 3, 5, stride=4, padding=2)
+    case = Case(1, 32, 72, 8, 3, 3, 5, stride=4, padding=2)
     dtype = torch.bfloat16
     i = random_inputs(case, dtype, True, seed=9)
     i.residual = None

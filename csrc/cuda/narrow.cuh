@@ -32,6 +32,8 @@ struct Shape {
   static constexpr int kIn = kParts * Pack<T>::kSize;  // input channels of a step
   static constexpr int kValues = 2 * tiles;       // adjacent output channels of a lane
   static constexpr int kOut = kParts * kValues;   // output channels of a block
+  // Asked of the compiler, which else spills a register or two to make room for a third block of the widest.
+  static constexpr int kBlocksPerSM = tiles * (slots + 1) < 15 ? 3 : 2;
 };
 
 // y[u] = sum over taps of weight[tap] * x[u * stride - padding + tap], frames outside the clip being 0; y[u] is frame
@@ -326,7 +328,7 @@ __device__ void merge_lanes(const LaneMoments<Shape::kValues>& of_lane, Moments<
 // Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), it leaves the moments of what it
 // stored.
 template <class Shape>
-__global__ void __launch_bounds__(kThreads) narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
   using T = typename Shape::T;
   const int first_out = blockIdx.y * Shape::kOut;
   auto* vectors = reinterpret_cast<float*>(&shared_memory<Words>());
