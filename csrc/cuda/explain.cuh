@@ -40,19 +40,22 @@ inline std::string explain(const ConvShape& s, Dtype dtype, bool tf32, bool alig
   std::string said;
   with_type(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto say = [&](const char* product, const char* reason, auto&& tiled) {
+    const auto say = [&](const char* product, bool narrow, const char* reason, auto&& tiled) {
       said += std::string(said.empty() ? "" : "; ") + product + ": ";
-      if constexpr (std::is_same_v<T, double>) said += general_because(reason);
-      else said += reason ? general_because(reason) : tiled();
+      if constexpr (std::is_same_v<T, double>)
+        said += general_because(reason);
+      else
+        said += narrow ? "narrow kernels" : reason ? general_because(reason) : tiled();
     };
     const char* of_backward = tile::why_not(backward);
-    say("forward", tile::why_not(forward),
+    say("forward", !narrow::why_not<T>(forward), tile::why_not(forward),
         [&] { return tile::describe_rows<T, tile::Major::Depth>(rows_out(s), s.k, s.c, s.kt, tf32); });
-    say("dgrad", of_backward ? of_backward : tile::why_not_dgrad(s), [&] {
+    const bool narrow_dgrad = !of_backward && !narrow::why_not_dgrad<T>(backward);
+    say("dgrad", narrow_dgrad, of_backward ? of_backward : tile::why_not_dgrad(s), [&] {
       return tile::describe_rows<T, tile::Major::Outer>(ceil_div(rows_in(s), s.stride), s.c, s.k,
                                                         ceil_div(s.kt, s.stride), tf32);
     });
-    say("wgrad", of_backward, [&] { return tile::describe_wgrad<T>(s, tf32); });
+    say("wgrad", false, of_backward, [&] { return tile::describe_wgrad<T>(s, tf32); });
   });
   return said;
 }

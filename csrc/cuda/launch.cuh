@@ -12,7 +12,8 @@
 
 namespace slowfast_fast::cuda {
 
-constexpr int64_t kWgradRows = 8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
+constexpr int64_t kWgradRows =
+    8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
 
 inline unsigned tiles(int64_t size) { return unsigned(std::min(ceil_div(size, kTile), kMostGridYZ)); }
 inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
@@ -27,8 +28,8 @@ void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) 
   const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
   Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
   if (chunks.count > 0)
-    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args,
-                 chunks, partial);
+    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)},
+                 args, chunks, partial);
   if (stats) launch_merge_statistics(queue, partial, chunks.count, s.k, rows_out(s), *stats);
 }
 
@@ -55,13 +56,15 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     if (chunks.count > 0 && by_packs)
       launch_gradient_rows<T>(queue, args, rows, partial, partial_xhat);
     else if (chunks.count > 0)
-      queue.launch(gradient_sums<T>, {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, sizeof(BlockValues<Acc>)},
-                   args, chunks, partial, partial_xhat);
+      queue.launch(gradient_sums<T>,
+                   {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, sizeof(BlockValues<Acc>)}, args,
+                   chunks, partial, partial_xhat);
     ChunkSum<Acc> sums[] = {{partial, sum}, {partial_xhat, sum_xhat}};
     if (!sum) std::swap(sums[0], sums[1]);
     const MergePlan plan = merge_plan(chunks.count, s.k);
     if (sum || sum_xhat)
-      queue.launch(sum_chunks<Acc>, merge_launch(plan, sum && sum_xhat ? 2 : 1, sizeof(BlockValues<Acc>)), plan, sums[0], sums[1]);
+      queue.launch(sum_chunks<Acc>, merge_launch(plan, sum && sum_xhat ? 2 : 1, sizeof(BlockValues<Acc>)), plan,
+                   sums[0], sums[1]);
   }
 
   Acc* scale_product = normalises ? nullptr : dscale;
@@ -80,8 +83,8 @@ void backward_as(Queue& queue, const ConvBackward& args) {
 
   if (dx_wanted) {
     const Chunks chunks = cut(rows_in(s), kTile, kMostBlocks);
-    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, args, chunks, sum,
-                 sum_xhat);
+    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, args,
+                 chunks, sum, sum_xhat);
   }
 
   if (dweight_wanted) {
@@ -89,8 +92,9 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     const Chunks chunks = cut(rows_out(s), kWgradRows, ceil_div(kMostPartials, tiles_in_all));
     Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
     if (chunks.count > 0)
-      queue.launch(wgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args,
-                   chunks, sum, sum_xhat, partial);
+      queue.launch(wgrad_kernel<T>,
+                   {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args, chunks,
+                   sum, sum_xhat, partial);
     launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
   }
 }

@@ -1,13 +1,14 @@
-// Convolutions between 8 to 128 channels, forward and dgrad, on tensor cores and without tiles of activations in shared memory.
+// Convolutions between 8 to 128 channels, forward and dgrad, on tensor cores and without tiles of activations in shared
+// memory.
 //
-// A warp owns 16 rows of a product and slides along the frames. Every lane reads 16 bytes of its row at a time: four registers of
-// adjacent channels, which are fragments of the left operand as they stand, because the product may sum over the depth in any order as
-// long as both operands agree. Lane q of a quad of lanes brings registers 0 and 1 to one product and 2 and 3 to the next; the weight is
-// brought to that order once per block. Each frame is read once and added to all outputs whose window holds it (`slots` of them are
-// under way), so the taps cost registers, not reads.
+// A warp owns 16 rows of a product and slides along the frames. Every lane reads 16 bytes of its row at a time: four
+// registers of adjacent channels, which are fragments of the left operand as they stand, because the product may sum
+// over the depth in any order as long as both operands agree. Lane q of a quad of lanes brings registers 0 and 1 to one
+// product and 2 and 3 to the next; the weight is brought to that order once per block. Each frame is read once and
+// added to all outputs whose window holds it (`slots` of them are under way), so the taps cost registers, not reads.
 //
-// A row of the product is 64 bytes a step. Of 32 or 16 bytes of channels it holds 2 or 4 positions of a frame side by side; the weight
-// is then block-diagonal, once for each position.
+// A row of the product is 64 bytes a step. Of 32 or 16 bytes of channels it holds 2 or 4 positions of a frame side by
+// side; the weight is then block-diagonal, once for each position.
 //
 // The columns of the result are the output channels in an order in which a lane has adjacent ones.
 #pragma once
@@ -25,19 +26,20 @@ static_assert(kAhead == 2, "Warp::run chooses between two");
 template <class T_, int positions, int tiles, int slots>
 struct Shape {
   using T = T_;
-  static constexpr int kPositions = positions;    // of a row of the product
-  static constexpr int kTiles = tiles;            // products of 8 columns
-  static constexpr int kSlots = slots;            // outputs under way
-  static constexpr int kParts = 4 / positions;    // lanes of a quad that share a position
+  static constexpr int kPositions = positions;         // of a row of the product
+  static constexpr int kTiles = tiles;                 // products of 8 columns
+  static constexpr int kSlots = slots;                 // outputs under way
+  static constexpr int kParts = 4 / positions;         // lanes of a quad that share a position
   static constexpr int kIn = kParts * Pack<T>::kSize;  // input channels of a step
-  static constexpr int kValues = 2 * tiles;       // adjacent output channels of a lane
-  static constexpr int kOut = kParts * kValues;   // output channels of a block
+  static constexpr int kValues = 2 * tiles;            // adjacent output channels of a lane
+  static constexpr int kOut = kParts * kValues;        // output channels of a block
   // Asked of the compiler, which else spills a register or two to make room for a third block of the widest.
   static constexpr int kBlocksPerSM = tiles * (slots + 1) < 15 ? 3 : 2;
 };
 
 // y[u] = sum over taps of weight[tap] * x[u * stride - padding + tap], frames outside the clip being 0; y[u] is frame
-// first_out + u * step_out. The forward as it stands; dgrad is one such convolution for each residue of the frame by the stride.
+// first_out + u * step_out. The forward as it stands; dgrad is one such convolution for each residue of the frame by
+// the stride.
 struct Conv {
   int64_t rows, p;  // N * H * W
   int in, out;      // channels
@@ -45,7 +47,7 @@ struct Conv {
   int taps, stride, padding;
   int first_out, step_out;
   Rows x;
-  const void* weight;  // (K, C, kt) as the op has it
+  const void* weight;        // (K, C, kt) as the op has it
   const void* weight_scale;  // (K), or absent: a factor of the weight
   int kt;
   bool transposed;  // K are the input channels; tap i is then first_tap + (taps - 1 - i) * step_tap of kt
@@ -66,7 +68,8 @@ template <class T>
 __device__ void multiply(float (&sum)[4], const Words (&x)[2], const Words& weight) {
 #pragma unroll
   for (int s = 0; s < 4; s += 2) {
-    const uint32_t a[] = {x[0].of[s], x[1].of[s], x[0].of[s + 1], x[1].of[s + 1]}, b[] = {weight.of[s], weight.of[s + 1]};
+    const uint32_t a[] = {x[0].of[s], x[1].of[s], x[0].of[s + 1], x[1].of[s + 1]},
+                   b[] = {weight.of[s], weight.of[s + 1]};
     if constexpr (std::is_same_v<T, float>)
       mma_tf32(sum, a, b);
     else
@@ -83,8 +86,8 @@ inline __device__ void round_to_tf32(Words& words) {
   }
 }
 
-// Where an element of the weight stands among the fragments, [tap][step][tile][lane] of 16 bytes: the sum of three offsets. With
-// several positions it stands there once for each of them.
+// Where an element of the weight stands among the fragments, [tap][step][tile][lane] of 16 bytes: the sum of three
+// offsets. With several positions it stands there once for each of them.
 template <class Shape>
 struct Fragments {
   static constexpr int kSize = Pack<typename Shape::T>::kSize;
@@ -97,7 +100,8 @@ struct Fragments {
     return channel % Shape::kValues / 2 * kOfTile + 4 * column * kSize;
   }
   __device__ static int of_in(int channel) {
-    return channel / Shape::kIn * kOfStep + channel % Shape::kIn;  // a quad's share is a pack, so shares follow each other
+    return channel / Shape::kIn * kOfStep +
+           channel % Shape::kIn;  // a quad's share is a pack, so shares follow each other
   }
 };
 
@@ -108,11 +112,13 @@ __device__ void gather_weight(const Conv& conv, int steps_in, int first_out, typ
   using At = Fragments<Shape>;
   constexpr int kSize = At::kSize;
   const int of_tap = steps_in * At::kOfStep;
-  for (int i = threadIdx.x * kSize; i < conv.taps * of_tap; i += kThreads * kSize) memset(fragments + i, 0, sizeof(Pack<T>));
+  for (int i = threadIdx.x * kSize; i < conv.taps * of_tap; i += kThreads * kSize)
+    memset(fragments + i, 0, sizeof(Pack<T>));
   __syncthreads();
 
   const int inner = conv.transposed ? conv.out : conv.in, of_row = inner * conv.kt;
-  const int begin = conv.transposed ? 0 : first_out * of_row, end = conv.transposed ? conv.in * of_row : begin + Shape::kOut * of_row;
+  const int begin = conv.transposed ? 0 : first_out * of_row,
+            end = conv.transposed ? conv.in * of_row : begin + Shape::kOut * of_row;
   for (int i = begin + int(threadIdx.x) * kSize; i < end; i += kThreads * kSize) {
     Pack<T> pack;
     pack.load(static_cast<const T*>(conv.weight) + i);
@@ -253,7 +259,8 @@ class Warp {
       using At = Fragments<Shape>;
       const T* weight = fragments_ + (tap * plan_.steps_in + step_) * At::kOfStep + lane_ * At::kSize;
 #pragma unroll
-      for (int tile = 0; tile < Shape::kTiles; ++tile) multiply<T>(sum_[slot][tile], x, load16(weight + tile * At::kOfTile));
+      for (int tile = 0; tile < Shape::kTiles; ++tile)
+        multiply<T>(sum_[slot][tile], x, load16(weight + tile * At::kOfTile));
     }
     if (++step_ < plan_.steps_in) return;
     step_ = 0;
@@ -325,10 +332,11 @@ __device__ void merge_lanes(const LaneMoments<Shape::kValues>& of_lane, Moments<
   partial[threadIdx.x] = moments;
 }
 
-// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), it leaves the moments of what it
-// stored.
+// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), it leaves the
+// moments of what it stored.
 template <class Shape>
-__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM)
+    narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
   using T = typename Shape::T;
   const int first_out = blockIdx.y * Shape::kOut;
   auto* vectors = reinterpret_cast<float*>(&shared_memory<Words>());

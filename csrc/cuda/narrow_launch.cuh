@@ -4,19 +4,20 @@
 
 namespace slowfast_fast::cuda::narrow {
 
-constexpr int64_t kMostChannels = 128;     // of input and output: from there on, tiles in shared memory reuse more
-constexpr int64_t kMostSlices = 4;         // blocks that read the same rows for different output channels, all but one from L2
-constexpr size_t kMostWeightBytes = 28 << 10;  // every block gathers it: more would take longer than the rows of a small batch
-constexpr int64_t kWantedItems = 8192;     // four turns for the 16 warps of each SM of the largest GPUs
-constexpr int kLeastOutputs = 4;           // of an item that reads frames which its neighbours read too
+constexpr int64_t kMostChannels = 128;  // of input and output: from there on, tiles in shared memory reuse more
+constexpr int64_t kMostSlices = 4;  // blocks that read the same rows for different output channels, all but one from L2
+constexpr size_t kMostWeightBytes =
+    28 << 10;                           // every block gathers it: more would take longer than the rows of a small batch
+constexpr int64_t kWantedItems = 8192;  // four turns for the 16 warps of each SM of the largest GPUs
+constexpr int kLeastOutputs = 4;        // of an item that reads frames which its neighbours read too
 
 template <class T, int positions, int slots, class F>
 bool with_tiles(const Conv&, const F&) {
   return false;
 }
 
-// Calls f(Shape, bytes of its fragments) with the first of these numbers of tiles that suits, and says whether there is one. The largest
-// stand first: each slice of the output channels reads all of x.
+// Calls f(Shape, bytes of its fragments) with the first of these numbers of tiles that suits, and says whether there is
+// one. The largest stand first: each slice of the output channels reads all of x.
 template <class T, int positions, int slots, int tiles, int... fewer, class F>
 bool with_tiles(const Conv& conv, const F& f) {
   using Candidate = Shape<T, positions, tiles, slots>;
@@ -27,7 +28,8 @@ bool with_tiles(const Conv& conv, const F& f) {
   return true;
 }
 
-// Tiles times slots are registers, and every shape is a kernel to compile: those that the layers of SlowFast and their dgrads have.
+// Tiles times slots are registers, and every shape is a kernel to compile: those that the layers of SlowFast and their
+// dgrads have.
 template <class T, int slots, class F>
 bool with_positions(const Conv& conv, const F& f) {
   const size_t bytes = size_t(conv.in) * sizeof(T);
@@ -67,8 +69,9 @@ inline Conv forward_conv(const ConvForward& args) {
   return conv;
 }
 
-// The frames of x that are `residue` above a multiple of the stride, past the padding: with t = frame + padding, they are those
-// that tap residue, residue + stride, ... of some window sees. gradient is that of the convolution's output, before its scale.
+// The frames of x that are `residue` above a multiple of the stride, past the padding: with t = frame + padding, they
+// are those that tap residue, residue + stride, ... of some window sees. gradient is that of the convolution's output,
+// before its scale.
 inline Conv dgrad_conv(const ConvBackward& args, int residue) {
   const ConvShape& s = args.shape;
   const int stride = int(s.stride), padding = int(s.padding);
@@ -93,7 +96,8 @@ inline Conv dgrad_conv(const ConvBackward& args, int residue) {
 template <class T>
 const char* why_not(const ConvShape& s, bool tf32, const void* weight) {
   constexpr int64_t kMost = int64_t(1) << 30;  // leaves room for sums of two in 32 bits
-  if (std::is_same_v<T, double> || (std::is_same_v<T, float> && !tf32)) return "tensor cores are not as exact as this dtype";
+  if (std::is_same_v<T, double> || (std::is_same_v<T, float> && !tf32))
+    return "tensor cores are not as exact as this dtype";
   if (s.dilation != 1) return "the kernel is dilated";
   if (s.c > kMostChannels || s.k > kMostChannels) return "there are more than 128 channels";
   if (s.n * s.p > kMost || s.t_in > kMost || s.kt > kMost / (s.c * s.k) || s.stride > kMost || s.padding > kMost ||
@@ -143,8 +147,8 @@ Plan plan_for(const Conv& conv) {
   return plan;
 }
 
-// Launches a convolution that has outputs, and returns how many blocks there are. With `gathers`, they leave that many moments of each
-// channel in `partial`, which then has room for kMostPartials.
+// Launches a convolution that has outputs, and returns how many blocks there are. With `gathers`, they leave that many
+// moments of each channel in `partial`, which then has room for kMostPartials.
 template <class T, class Queue>
 int64_t launch(Queue& queue, const Conv& conv, Moments<float>* partial) {
   int64_t blocks = 0;
@@ -154,7 +158,8 @@ int64_t launch(Queue& queue, const Conv& conv, Moments<float>* partial) {
     blocks = std::min(ceil_div(plan.items, kWarps), kMostPartials);
     const size_t bytes = 2 * Shape::kOut * sizeof(float) + weight_bytes;
     const size_t for_moments = kWarps * Shape::kOut * sizeof(Moments<float>);
-    queue.launch(narrow_kernel<Shape>, {dim3(unsigned(blocks), unsigned(conv.out / Shape::kOut)), kThreads, std::max(bytes, for_moments)},
+    queue.launch(narrow_kernel<Shape>,
+                 {dim3(unsigned(blocks), unsigned(conv.out / Shape::kOut)), kThreads, std::max(bytes, for_moments)},
                  conv, plan, partial);
   });
   return blocks;

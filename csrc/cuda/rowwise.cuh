@@ -1,6 +1,6 @@
-// The primitives that treat rows one by one, in 16-byte accesses: normalising, the gradient's sums over rows, copying. All three are
-// bound by memory. A thread owns one pack of adjacent channels, keeps what it needs of them in registers, and strides over rows
-// with several independent loads in flight.
+// The primitives that treat rows one by one, in 16-byte accesses: normalising, the gradient's sums over rows, copying.
+// All three are bound by memory. A thread owns one pack of adjacent channels, keeps what it needs of them in registers,
+// and strides over rows with several independent loads in flight.
 #pragma once
 #include "elementwise.cuh"
 #include "moments.cuh"
@@ -9,14 +9,14 @@
 namespace slowfast_fast::cuda {
 
 constexpr int kRowThreads = 128;
-constexpr int kRowLoads = 4;           // rows in flight for a thread that reads one or two tensors
-constexpr int kGradientLoads = 2;      // and for one that reads up to three and holds twice the coefficients and sums
-constexpr int kRowBlocksPerSM = 3;     // at least: 12 warps, each with 2 KB or more in flight, outlast the latency of HBM
+constexpr int kRowLoads = 4;        // rows in flight for a thread that reads one or two tensors
+constexpr int kGradientLoads = 2;   // and for one that reads up to three and holds twice the coefficients and sums
+constexpr int kRowBlocksPerSM = 3;  // at least: 12 warps, each with 2 KB or more in flight, outlast the latency of HBM
 constexpr int64_t kMostRowBlocks = 4096;  // several turns of the largest GPUs: a block reads its coefficients once
 static_assert(kRowThreads <= kMostBlockValues);
 
-// Rows as runs of `rows` evenly spaced ones, so that walking along a run takes additions only. A run is the whole tensor, a
-// clip or a frame, whichever is the longest that every tensor at hand allows.
+// Rows as runs of `rows` evenly spaced ones, so that walking along a run takes additions only. A run is the whole
+// tensor, a clip or a frame, whichever is the longest that every tensor at hand allows.
 struct Runs {
   int64_t rows, count, per_clip;
 
@@ -27,13 +27,16 @@ struct Runs {
 template <class... Tensors>
 Runs runs_of(int64_t n, int64_t t, int64_t p, const Tensors&... tensors) {
   const auto frames_join = [&](const auto& rows) { return !rows.data || t == 1 || rows.stride_t == p * rows.stride_p; };
-  const auto clips_join = [&](const auto& rows) { return !rows.data || n == 1 || rows.stride_n == t * p * rows.stride_p; };
+  const auto clips_join = [&](const auto& rows) {
+    return !rows.data || n == 1 || rows.stride_n == t * p * rows.stride_p;
+  };
   if (!(frames_join(tensors) && ...)) return {p, n * t, t};
   if (!(clips_join(tensors) && ...)) return {t * p, n, 1};
   return {n * t * p, 1, 1};
 }
 
-// How the rows and packs of a primitive are dealt out: block (x, y) has chunk x of the rows and the y-th group of packs.
+// How the rows and packs of a primitive are dealt out: block (x, y) has chunk x of the rows and the y-th group of
+// packs.
 struct RowPlan {
   Runs runs;
   Chunks chunks;
@@ -45,8 +48,8 @@ struct RowPlan {
     return (int64_t(blockIdx.y) * packs + threadIdx.x % packs) * Pack<T>::kSize;
   }
 
-  // Calls body(first, rows) for the rows of this thread, `loads` of them at a time: first, first + lanes, ... as far as `rows`
-  // of them are left in the run.
+  // Calls body(first, rows) for the rows of this thread, `loads` of them at a time: first, first + lanes, ... as far as
+  // `rows` of them are left in the run.
   template <int loads, class Body>
   __device__ void walk(const Body& body) const {
     const int64_t end = chunks.end(blockIdx.x);
@@ -61,7 +64,8 @@ struct RowPlan {
 
   // Packs `channel` of the rows that walk's body was called for; what is not there stays as it is.
   template <int loads, class T>
-  __device__ void load(Pack<T> (&to)[loads], const Rows& from, const Position& at, int64_t left, int64_t channel) const {
+  __device__ void load(Pack<T> (&to)[loads], const Rows& from, const Position& at, int64_t left,
+                       int64_t channel) const {
     const T* row = row_at<T>(from, at) + channel;
 #pragma unroll
     for (int i = 0; i < loads; ++i)
