@@ -112,7 +112,7 @@ def _decide_anew(s: Situation) -> tuple[str | None, str]:
 def _fastest(s: Situation, able: list[str]) -> tuple[str, str]:
     """Of several backends on a GPU."""
     if s.deterministic and "cuda" in able:
-        return "cuda", "deterministic mode: triton picks tile shapes, and so the order of its sums, by timing them"
+        return "cuda", "deterministic mode: there triton takes tile shapes that nobody timed, cuda computes as always"
     name, capability = _device(s.ordinal)
     entry = table(name).get(table_key(s.op, s.direction, s.dtype, s.tf32, s.shape))
     if entry in able:
