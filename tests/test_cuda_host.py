@@ -20,17 +20,17 @@ from cuda_host.cases import (
     CASES,
     TINY_CASES,
     Case,
-    Inputs,
     accumulation,
     assert_as_exact_as_pytorch,
     conv,
     far_apart,
+    integer_inputs,
     random_inputs,
     rows,
     run_op,
     stock,
 )
-from op_testing import Judgement, dtypes, integer_scales, lay_out, small_integers
+from op_testing import Judgement, dtypes, lay_out
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
@@ -50,16 +50,7 @@ def test_as_exact_as_pytorch(host: Harness, case: Case, dtype: torch.dtype, bn: 
 @dtypes
 @pytest.mark.parametrize("case", CASES[:2] + TINY_CASES, ids=str)
 def test_small_integers_are_exact(host: Harness, case: Case, dtype: torch.dtype) -> None:
-    out, vector = (case.n, case.k, case.t_out, case.h, case.w), accumulation(dtype)
-    inputs = Inputs(
-        x=rows(small_integers(case.n, case.c, case.t, case.h, case.w, dtype=dtype)),
-        weight=small_integers(case.k, case.c, case.kt, 1, 1, dtype=dtype),
-        v1=integer_scales(case.k, dtype=vector),
-        v2=integer_scales(case.k, dtype=vector),
-        residual=rows(small_integers(*out, dtype=dtype)),
-        grad=rows(small_integers(*out, dtype=dtype)),
-        relu=True,
-    )
+    inputs = integer_inputs(case, dtype)
     got = run_op(host, inputs, case, bn=False)
     for name, value in stock(inputs, case, torch.float64, False, got["y"]).items():
         assert torch.equal(got[name], value.to(got[name].dtype)), name

@@ -5,8 +5,17 @@ import dataclasses
 import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
-from cuda_host.cases import Case, Inputs, accumulation, assert_as_exact_as_pytorch, random_inputs, rows, run_op, stock
-from op_testing import integer_scales, lay_out, small_integers
+from cuda_host.cases import (
+    Case,
+    Inputs,
+    assert_as_exact_as_pytorch,
+    integer_inputs,
+    random_inputs,
+    rows,
+    run_op,
+    stock,
+)
+from op_testing import lay_out
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALVES, torch.float32)
@@ -143,16 +152,7 @@ def test_statistics_about_a_large_mean(host: Harness, dtype: torch.dtype) -> Non
     ("case", "dtype"), [(case, dtype) for case in CASES for dtype in DTYPES if suits(case, dtype)], ids=str
 )
 def test_small_integers_are_exact(host: Harness, case: Case, dtype: torch.dtype) -> None:
-    out, vector = (case.n, case.k, case.t_out, case.h, case.w), accumulation(dtype)
-    inputs = Inputs(
-        x=rows(small_integers(case.n, case.c, case.t, case.h, case.w, dtype=dtype)),
-        weight=small_integers(case.k, case.c, case.kt, 1, 1, dtype=dtype),
-        v1=integer_scales(case.k, dtype=vector),
-        v2=integer_scales(case.k, dtype=vector),
-        residual=rows(small_integers(*out, dtype=dtype)),
-        grad=rows(small_integers(*out, dtype=dtype)),
-        relu=True,
-    )
+    inputs = integer_inputs(case, dtype)
     got = forward(host, inputs, case, bn=False)
     assert torch.equal(got["y"], stock(inputs, case, torch.float64, False, got["y"])["y"].to(dtype))
 

@@ -9,17 +9,17 @@ from cuda_host.build import SCHEDULES, TILE_SIZES, Harness
 from cuda_host.cases import (
     Case,
     Inputs,
-    accumulation,
     assert_as_exact_as_pytorch,
     conv,
     far_apart,
+    integer_inputs,
     pitched,
     random_inputs,
     rows,
     run_op,
     stock,
 )
-from op_testing import Judgement, integer_scales, lay_out, small_integers
+from op_testing import Judgement, lay_out
 
 TILED = {"tile_product_kernel", "tile_wgrad_kernel"}
 GENERAL = {"forward_kernel", "dgrad_kernel", "wgrad_kernel"}
@@ -115,16 +115,7 @@ def test_tf32_is_as_exact_as_pytorch(tiles: Harness, bn: bool) -> None:
 def test_small_integers_are_exact(tiles: Harness, tf32: bool, plan: tuple[str, int]) -> None:
     case, dtype = CASES[0], torch.float32
     tiles.force_plan(*plan)
-    out, vector = (case.n, case.k, case.t_out, case.h, case.w), accumulation(dtype)
-    inputs = Inputs(
-        x=rows(small_integers(case.n, case.c, case.t, case.h, case.w, dtype=dtype)),
-        weight=small_integers(case.k, case.c, case.kt, 1, 1, dtype=dtype),
-        v1=integer_scales(case.k, dtype=vector),
-        v2=integer_scales(case.k, dtype=vector),
-        residual=rows(small_integers(*out, dtype=dtype)),
-        grad=rows(small_integers(*out, dtype=dtype)),
-        relu=True,
-    )
+    inputs = integer_inputs(case, dtype)
     got = run_tiled(tiles, inputs, case, False, tf32)
     for name, value in stock(inputs, case, torch.float64, False, got["y"]).items():
         assert torch.equal(got[name], value.to(got[name].dtype)), name

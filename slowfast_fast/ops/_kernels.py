@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import _extension
 from ..backend import Choice
 from ..explanation import note_call, recording
+from ._layout import output_shape
 
 WORD = 16  # bytes that the fast kernels load at once
 
@@ -45,7 +46,6 @@ def cuda_kernels(x: Tensor, weight: Tensor, geometry: tuple[int, int, int], tf32
     library has no CUDA kernels."""
     n, c, frames, h, w = x.shape
     k, _, taps, _, _ = weight.shape
-    stride, padding, dilation = geometry
-    out_frames = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-    shape = (n, c, k, frames, out_frames, h * w, taps, stride, padding, dilation)
+    out_frames = output_shape(x, weight, *geometry)[2]
+    shape = (n, c, k, frames, out_frames, h * w, taps, *geometry)
     return _extension.cuda_kernels(shape, x.dtype, tf32, aligned)

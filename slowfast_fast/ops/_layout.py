@@ -39,3 +39,10 @@ def as_dense(tensor: Tensor, argument: str) -> Tensor:
 def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An output as every kernel allocates it: dense channels_last_3d, with the dtype and device of ``like``."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+
+
+def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> tuple[int, ...]:
+    """Of the convolution of an (N, C, T, H, W) tensor with a (K, C, kt, 1, 1) weight."""
+    n, _, t, h, w = x.shape
+    k, _, taps, _, _ = weight.shape
+    return (n, k, (t + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, h, w)

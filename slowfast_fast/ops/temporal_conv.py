@@ -27,7 +27,7 @@ from ._common import (
 )
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._kernels import note
-from ._layout import as_dense, as_rows, empty_channels_last
+from ._layout import as_dense, as_rows, empty_channels_last, output_shape
 from ._repeat import Plan, Signature, look_up, remember, run
 
 
@@ -244,12 +244,6 @@ def _options(geometry: tuple[int, int, int], relu: bool) -> dict[str, Any]:
 
 
 # What PyTorch must know of the kernels: the shapes and strides they return, and their gradients.
-
-
-def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> tuple[int, ...]:
-    n, _, t, h, w = x.shape
-    k, _, taps, _, _ = weight.shape
-    return (n, k, (t + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, h, w)
 
 
 def _fake(x, weight, scale, shift, residual, stride, padding, dilation, relu, tf32):

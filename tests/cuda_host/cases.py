@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from op_testing import Judgement
+from op_testing import Judgement, integer_scales, small_integers
 
 from .build import Harness
 
@@ -122,6 +122,20 @@ def random_inputs(case: Case, dtype: torch.dtype, full: bool, seed: int) -> Inpu
         residual=rows(draw(*out)) if full else None,
         grad=rows(draw(*out)),
         relu=full,
+    )
+
+
+def integer_inputs(case: Case, dtype: torch.dtype) -> Inputs:
+    """Random integers, so small that the op and its backward are exact in ``dtype``; all arguments given."""
+    out, vector = (case.n, case.k, case.t_out, case.h, case.w), accumulation(dtype)
+    return Inputs(
+        x=rows(small_integers(case.n, case.c, case.t, case.h, case.w, dtype=dtype)),
+        weight=small_integers(case.k, case.c, case.kt, 1, 1, dtype=dtype),
+        v1=integer_scales(case.k, dtype=vector),
+        v2=integer_scales(case.k, dtype=vector),
+        residual=rows(small_integers(*out, dtype=dtype)),
+        grad=rows(small_integers(*out, dtype=dtype)),
+        relu=True,
     )
 
 
