@@ -36,6 +36,14 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "lateral_concat_bn_frozen(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
       "Tensor running_mean, Tensor running_var, int alpha, int padding, float eps, bool relu, bool tf32) -> Tensor");
   m.def(
+      "bottleneck(Tensor x, Tensor weight_a, Tensor shift_a, Tensor weight_b, Tensor shift_b, "
+      "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "
+      "int padding, int stride, int dilation, bool tf32) -> Tensor");
+  m.def(
+      "bottleneck_out(Tensor(a!) out, Tensor x, Tensor weight_a, Tensor shift_a, Tensor weight_b, Tensor shift_b, "
+      "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "
+      "int padding, int stride, int dilation, bool tf32) -> ()");
+  m.def(
       "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor(c!)? num_batches_tracked, Tensor mean, Tensor unbiased_var, float? momentum) -> ()");
 }

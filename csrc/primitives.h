@@ -117,4 +117,26 @@ struct RunningStats {
   double momentum;
 };
 
+// y = relu(c(relu(b(relu(a(x) + shift_a)) + shift_b)) + shift_c + residual): the bottleneck block of a ResNet in inference. a is a
+// (kt, 1, 1) convolution C -> J that keeps T, b a (1, 3, 3) convolution J -> J with as much padding as dilation, c pointwise J -> K.
+// The residual is x, or where there is a shortcut, the pointwise convolution C -> K of x with the stride of b, and its shift.
+// What b sees beside the image is 0, not relu(shift_a).
+struct Bottleneck {
+  int64_t n, c, j, k;
+  int64_t t, h, w;           // of x
+  int64_t kt, padding;       // of a: kt = 2 * padding + 1
+  int64_t stride, dilation;  // of b, in H and W
+  Dtype dtype;
+  bool tf32;  // as in ConvForward
+  Rows x;
+  const void *weight_a, *shift_a;                // (J, C, kt), (J)
+  const void *weight_b, *shift_b;                // (J, J, 3, 3), (J)
+  const void *weight_c, *shift_c;                // (K, J), (K)
+  const void *weight_shortcut, *shift_shortcut;  // (K, C), (K); nullptr without a shortcut, which needs C = K and stride 1
+  OutRows y;                                     // shares no memory with x
+
+  int64_t h_out() const { return (h - 1) / stride + 1; }
+  int64_t w_out() const { return (w - 1) / stride + 1; }
+};
+
 }  // namespace slowfast_fast

@@ -64,6 +64,7 @@ KERNELS = {
     "temporal_conv_bn": ("temporal_conv_bn", "temporal_conv_bn_backward", "update_running_stats"),
     "lateral_concat": ("lateral_concat", "temporal_conv_backward"),
     "lateral_concat_bn": ("lateral_concat_bn", "temporal_conv_bn_backward", "update_running_stats"),
+    "bottleneck": ("bottleneck", "bottleneck_out"),
 }
 
 

@@ -74,7 +74,7 @@ class Call:
             if tensor is None:
                 return None
             tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-            if layout is not None and tensor.dim() == 5 and name != "weight":
+            if layout is not None and tensor.dim() == 5 and "weight" not in name:
                 tensor = lay_out(tensor, layout)
             return tensor
 

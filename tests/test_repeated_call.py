@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import test_batch_norm as batch_norm
+import test_bottleneck as block
 import test_lateral_concat as lateral
 import test_temporal_conv as temporal
 import torch
@@ -34,6 +35,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "lateral_concat": lambda: lateral.random_call(L, torch.float32),
     "lateral_concat_bn": lambda: batch_norm.bn_call(L, torch.float32),
     "lateral_concat_bn evaluation": lambda: eval_call(L),
+    "bottleneck": lambda: block.random_call(block.Shape(), torch.float32),
 }
 calls = pytest.mark.parametrize("make", CALLS.values(), ids=CALLS)
 
@@ -53,6 +55,7 @@ def forbid_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys.modules["slowfast_fast.ops.temporal_conv"], "_check_convolution", fail)
     monkeypatch.setattr(sys.modules["slowfast_fast.ops.lateral_concat"], "_check_lateral", fail)
+    monkeypatch.setattr(sys.modules["slowfast_fast.ops.bottleneck"], "_check", fail)
 
 
 @calls

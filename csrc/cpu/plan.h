@@ -92,6 +92,16 @@ struct PackPlan {
   void* to;
 };
 
+// A residual block, primitives.h's Bottleneck, in bands: `rows` output rows of `frames` frames, a and b of which a thread keeps in its
+// scratch. Tasks: frame blocks x bands x clips, the frame blocks fastest, so that a thread finds the frames around its next task in cache.
+struct BottleneckPlan {
+  Bottleneck block;
+  int64_t h_out, w_out;
+  int64_t frames, rows;
+  const void *weight_a, *weight_b, *weight_c, *weight_shortcut;  // packed: [panel][tap][reduced channel][channel of the panel]
+  const void *shift_a, *shift_b, *shift_c;                       // padded; shift_c includes the shortcut's
+};
+
 // Passes over rows; tasks are blocks of `row_block` rows of one frame.
 constexpr int64_t row_block = 256;
 
@@ -128,6 +138,8 @@ struct Kernels {
   int64_t (*wgrad_scratch)(const WgradPlan&);
   void (*wgrad)(const WgradPlan&, int64_t, int64_t, void* scratch);
   void (*wgrad_result)(const WgradResult&, int64_t, int64_t);
+  int64_t (*bottleneck_scratch)(const BottleneckPlan&);
+  void (*bottleneck)(const BottleneckPlan&, int64_t, int64_t, void* scratch);
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
 };

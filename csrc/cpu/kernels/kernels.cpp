@@ -1,6 +1,7 @@
 // The kernels for one instruction set, SFF_ISA, and every storage type. This file and what it includes use no template or inline
 // function of the standard library or of PyTorch: the linker could keep the copy compiled for AVX-512 and give it to code
 // that must run anywhere.
+#include "bottleneck.h"
 #include "conv.h"
 #include "rowwise.h"
 #include "slide.h"
@@ -10,8 +11,6 @@
 namespace slowfast_fast::cpu::SFF_ISA {
 namespace {
 
-template <typename T> struct Of { using type = T; };
-
 template <typename Body>
 SFF_INLINE auto with_dtype(Dtype dtype, Body body) {
   switch (dtype) {
@@ -20,15 +19,6 @@ SFF_INLINE auto with_dtype(Dtype dtype, Body body) {
     case Dtype::BFloat16: return body(Of<BFloat16>{});
     default: return body(Of<float>{});
   }
-}
-
-// The register tile for k output channels.
-template <typename T, typename Body>
-SFF_INLINE auto with_tile(int64_t k, Body body) {
-  if constexpr (sizeof(Acc<T>) == 8) return body(Of<Wide64>{});
-  else if (k <= Narrow32::panel) return body(Of<Narrow32>{});
-  else if (k <= Mid32::panel) return body(Of<Mid32>{});
-  else return body(Of<Wide32>{});
 }
 
 template <typename Body>
@@ -99,6 +89,12 @@ void pack(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
 void wgrad_result(const WgradResult& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) { finish_wgrad<typename decltype(t)::type>(plan, begin, end); });
 }
+int64_t bottleneck_scratch(const BottleneckPlan& plan) {
+  return with_dtype(plan.block.dtype, [&](auto t) { return BottleneckTask<typename decltype(t)::type>::scratch(plan); });
+}
+void bottleneck(const BottleneckPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  with_dtype(plan.block.dtype, [&](auto t) { run_tasks<BottleneckTask<typename decltype(t)::type>>(plan, begin, end, scratch); });
+}
 void normalise(const NormalisePlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -118,7 +114,8 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, slide_tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result, normalise, sums};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, slide_tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result,
+                                bottleneck_scratch, bottleneck, normalise, sums};
   return table;
 }
 

@@ -39,6 +39,17 @@ using Slide32 = Wide32;
 using Wide64 = Tile<double, 4, 1, 6>;
 #endif
 
+template <typename T> struct Of { using type = T; };
+
+// Calls body with the register tile for k output channels, sums being of the type that T accumulates in.
+template <typename T, typename Body>
+SFF_INLINE auto with_tile(int64_t k, Body body) {
+  if constexpr (sizeof(Acc<T>) == 8) return body(Of<Wide64>{});
+  else if (k <= Narrow32::panel) return body(Of<Narrow32>{});
+  else if (k <= Mid32::panel) return body(Of<Mid32>{});
+  else return body(Of<Wide32>{});
+}
+
 constexpr int max_taps = 64;  // taps that one call of `product` sums; longer kernels take several
 
 // out[i][k] (+)= sum over taps j and depth c of a[j][i * lda + c] * b[j][c * panel + k], for M rows and one panel.
