@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -73,12 +74,15 @@ def assert_same_step(fused: nn.Module, stock: nn.Module, x: list[Tensor]) -> Non
 
 
 def assert_as_exact_as_stock(
-    make: Callable[[], list[Tensor]], dtype: torch.dtype, device: str, training: bool, draws: int = 3
+    make: Callable[[], list[Tensor]], dtype: torch.dtype, device: str, training: bool, draws: int = 7
 ) -> None:
     """Logits and, of a training step, gradients and BatchNorm buffers: in ``dtype`` (half precision by autocast) the
-    fused network is at most twice as far from the stock one in float64 as the stock one in ``dtype``, over several
-    clips and weights together: of a single one, a flipped ReLU decides."""
-    squares = {name: [0.0, 0.0] for name in ("logits", *(("gradients", "statistics") if training else ()))}
+    fused network is at most twice as far from the stock one in float64 as the stock one in ``dtype``.
+
+    That is said of the median over several clips and weights: in about one training step of twenty in float32 a
+    rounding error flips a ReLU, and moves the gradients by a thousand times of what rounding otherwise does. How
+    exact the two can be differs from draw to draw as well, so that each draw's errors are held against each other."""
+    ratios: dict[str, list[float]] = {}
     for _ in range(draws):
         fused, stock = (model.to(device).train(training) for model in pair(torch.float32))
         exact = copy.deepcopy(stock).double()
@@ -94,10 +98,9 @@ def assert_as_exact_as_stock(
                     with torch.no_grad():
                         outcomes.append({"logits": model(inputs)})
         for name, value in outcomes[0].items():
-            for which, outcome in enumerate(outcomes[1:]):
-                squares[name][which] += distance(outcome[name].double(), value) ** 2
-    for name, (ours, theirs) in squares.items():
-        assert ours <= max(4 * theirs, draws * torch.finfo(dtype).eps ** 2), f"{name}: {ours**0.5} {theirs**0.5}"
+            ours, theirs = (distance(outcome[name].double(), value) for outcome in outcomes[1:])
+            ratios.setdefault(name, []).append(ours / max(theirs, torch.finfo(dtype).eps / 2))
+    assert not {name: values for name, values in ratios.items() if not median(values) <= 2}
 
 
 def fused_sites(model: nn.Module, x: list[Tensor]) -> int:

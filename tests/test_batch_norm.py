@@ -137,7 +137,8 @@ def test_values_far_from_zero(compiled_backend: str, shape: Shape) -> None:
         call.tensors["weight"] = call.tensors["weight"].abs()
         return call
 
-    assert_as_exact_as_pytorch(make, device=device_of(compiled_backend))
+    # All weights being positive, a draw's error follows those of its sums over channels.
+    assert_as_exact_as_pytorch(make, device=device_of(compiled_backend), fewest_draws=4)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])

@@ -310,7 +310,7 @@ def test_network(gpu_backend: str, training: bool, mode: str) -> None:
     dtype, allowed = MODES[mode]
     with tf32(allowed):
         network_testing.assert_as_exact_as_stock(
-            lambda: network_testing.clips(dtype=torch.float32), dtype, CUDA, training
+            lambda: network_testing.clips(batch=4, dtype=torch.float32), dtype, CUDA, training
         )
 
 

@@ -196,4 +196,4 @@ def test_parametrized_and_pruned_convolutions_run_as_modules() -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_as_exact_as_stock(training: bool) -> None:
-    assert_as_exact_as_stock(lambda: clips(dtype=torch.float32), torch.float32, "cpu", training)
+    assert_as_exact_as_stock(lambda: clips(batch=4, dtype=torch.float32), torch.float32, "cpu", training)

@@ -175,18 +175,22 @@ def move_running_statistics(
     BN: tl.constexpr,
 ):  # fmt: skip
     """running += factor * (batch - running), the factor being momentum or 1 / num_batches_tracked. One program, which
-    counts the batch first."""
+    counts the batch first. In float64, so that the average is rounded once."""
     if COUNTS:
         count = tl.load(batches) + 1
         tl.store(batches, count)
-    factor = 1.0 / count.to(tl.float32) if CUMULATIVE else momentum
+    factor = 1.0 / count.to(tl.float64) if CUMULATIVE else tl.cast(momentum, tl.float64)
     for first in range(0, K, BN):
         k = first + tl.arange(0, BN)
         if HAS_MEAN:
-            old = tl.load(running_mean + k, mask=k < K, other=0.0).to(tl.float32)
-            new = (1.0 - factor) * old + factor * tl.load(mean + k, mask=k < K, other=0.0)
-            tl.store(running_mean + k, new.to(running_mean.dtype.element_ty), mask=k < K)
+            move(running_mean + k, mean + k, factor, k < K)
         if HAS_VAR:
-            old = tl.load(running_var + k, mask=k < K, other=0.0).to(tl.float32)
-            new = (1.0 - factor) * old + factor * tl.load(unbiased_var + k, mask=k < K, other=0.0)
-            tl.store(running_var + k, new.to(running_var.dtype.element_ty), mask=k < K)
+            move(running_var + k, unbiased_var + k, factor, k < K)
+
+
+@triton.jit
+def move(running, batch, factor, inside):
+    old = tl.load(running, mask=inside, other=0.0).to(tl.float64)
+    new = (1.0 - factor) * old + factor * tl.load(batch, mask=inside, other=0.0).to(tl.float64)
+    # By way of float32: PTX has no conversion from float64 to bfloat16.
+    tl.store(running, new.to(tl.float32).to(running.dtype.element_ty), mask=inside)
