@@ -5,14 +5,19 @@
 
 namespace slowfast_fast {
 
-// The result's buffer with `slow` in its first channels; the convolution goes into the rest.
+// The result, uninitialised: c_slow channels of the slow pathway before those of the convolution.
+inline Tensor wide_buffer(int64_t c_slow, const Tensor& fast, const ConvShape& s) {
+  return empty_channels_last(fast, {s.n, c_slow + s.k, s.t_out, fast.size(3), fast.size(4)});
+}
+
+// The result with `slow` in its first channels; the convolution goes into the rest.
 template <class Device>
 Tensor concat_buffer(const Tensor& slow, const Tensor& fast, const ConvShape& s) {
   STD_TORCH_CHECK(slow.dim() == 5, "slow must be (N, C, T, H, W), got ", slow.dim(), " dimensions");
   check_like(slow, fast, "slow");
   const int64_t c_slow = slow.size(1);
   check_sizes(slow, {s.n, c_slow, s.t_out, fast.size(3), fast.size(4)}, "slow");
-  Tensor out = empty_channels_last(fast, {s.n, c_slow + s.k, s.t_out, fast.size(3), fast.size(4)});
+  Tensor out = wide_buffer(c_slow, fast, s);
   Device(fast).copy({s.n, c_slow, s.t_out, s.p, dtype_of(fast, "fast"), rows(slow, "slow"), out_rows(out)});
   return out;
 }

@@ -44,6 +44,20 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "
       "int padding, int stride, int dilation, bool tf32) -> ()");
   m.def(
+      "temporal_conv_pack(Tensor x, Tensor weight, int stride, int padding, int dilation, bool tf32) -> Tensor");
+  m.def(
+      "temporal_conv_packed(Tensor x, Tensor weight, Tensor packed, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "int stride, int padding, int dilation, bool relu, bool tf32) -> Tensor");
+  m.def("max_pool(Tensor x, int kernel, int stride, int padding) -> Tensor");
+  m.def(
+      "temporal_conv_lateral_concat(Tensor x, Tensor weight, Tensor? shift, Tensor? residual, "
+      "int stride, int padding, int dilation, bool relu, Tensor fast, Tensor lateral_weight, Tensor? lateral_shift, "
+      "int alpha, int lateral_padding, bool lateral_relu, bool tf32) -> Tensor");
+  m.def(
+      "max_pool_lateral_concat(Tensor x, int kernel, int stride, int padding, "
+      "Tensor fast, Tensor lateral_weight, Tensor? lateral_shift, "
+      "int alpha, int lateral_padding, bool lateral_relu, bool tf32) -> Tensor");
+  m.def(
       "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor(c!)? num_batches_tracked, Tensor mean, Tensor unbiased_var, float? momentum) -> ()");
 }

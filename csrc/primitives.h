@@ -41,6 +41,18 @@ struct ConvForward {
   Rows residual;
   bool relu;
   OutRows y;
+  const void* packed = nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
+};
+
+// y[n, c, t, h, w] = max over the kernel x kernel window of x[n, c, t] at (h, w) * stride - padding, positions outside the
+// image left out; NaN wins, as in torch. No window lies outside altogether.
+struct MaxPool {
+  int64_t n, c, t;
+  int64_t h_in, w_in, h_out, w_out;
+  int64_t kernel, stride, padding;
+  Dtype dtype;
+  Rows x;
+  OutRows y;
 };
 
 // Where the statistics of a convolution's output go: per channel, over all N * t_out * p rows.

@@ -23,6 +23,38 @@ Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor
   return y;
 }
 
+// The weight as the device's kernels read it, bytes for temporal_conv_packed to be given for every x of this dtype and device whose
+// result has one frame, or for every one whose result has several. Empty where the kernels read the weight as it is.
+template <class Device>
+Tensor temporal_conv_pack(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation, bool tf32) {
+  ConvForward args{};
+  args.shape = conv_shape(x, weight, stride, padding, dilation);
+  args.dtype = dtype_of(x, "x");
+  args.tf32 = tf32;
+  args.weight = weight.data_ptr();
+  const int64_t bytes = Device::packed_bytes(args);
+  Tensor packed = torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, x.device());
+  if (bytes) Device(x).pack(args, packed.data_ptr());
+  return packed;
+}
+
+template <class Device>
+Tensor temporal_conv_packed(const Tensor& x, const Tensor& weight, const Tensor& packed, const OptionalTensor& scale,
+                            const OptionalTensor& shift, const OptionalTensor& residual, int64_t stride, int64_t padding,
+                            int64_t dilation, bool relu, bool tf32) {
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const Sizes out = output_sizes(s, x);
+  Tensor y = empty_channels_last(x, out);
+  ConvForward args{s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
+                   vector(shift, x, s.k, "shift"), optional_rows(residual, x, out, "residual"), relu, out_rows(y)};
+  const int64_t bytes = Device::packed_bytes(args);
+  STD_TORCH_CHECK(packed.numel() == bytes && packed.scalar_type() == ScalarType::Byte && packed.device() == x.device(),
+                  "packed must be ", bytes, " bytes from temporal_conv_pack for this x and weight, got ", packed.numel());
+  if (bytes) args.packed = packed.data_ptr();
+  Device(x).forward(args);
+  return y;
+}
+
 // Statistics of BatchNorm that a call only applies, and what it needs to fold them into a scale and a shift.
 struct FrozenBatchNorm {
   const OptionalTensor &gamma, &beta;
@@ -188,6 +220,8 @@ void update_running_stats(std::optional<Tensor> running_mean, std::optional<Tens
 template <class Device, class Library>
 void register_temporal_conv(Library& m) {
   m.impl("temporal_conv", TORCH_BOX(&temporal_conv<Device>));
+  m.impl("temporal_conv_pack", TORCH_BOX(&temporal_conv_pack<Device>));
+  m.impl("temporal_conv_packed", TORCH_BOX(&temporal_conv_packed<Device>));
   m.impl("temporal_conv_backward", TORCH_BOX(&temporal_conv_backward<Device>));
   m.impl("temporal_conv_bn_frozen", TORCH_BOX(&temporal_conv_bn_frozen<Device>));
   m.impl("temporal_conv_bn", TORCH_BOX(&temporal_conv_bn<Device>));

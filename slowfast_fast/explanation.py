@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Row:
     what: str  # the op, or the type of the module
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
-    backend: str  # a key of backend.BACKENDS, or "torch": a stock module
+    backend: str  # a key of backend.BACKENDS, a library in a frozen layer, or "torch": a stock module
     reason: str
 
 
@@ -75,6 +76,16 @@ def note(modules: Iterable[nn.Module | None], op: str | None, reason: str = "") 
             recorder.unfused.update((id(part), reason) for part in module.modules())
     else:
         recorder.pending = (tuple(recorder.path(m) for m in given), reason)
+
+
+@contextmanager
+def because(reason: str) -> Iterator[None]:
+    """Puts ``reason`` before that of every row that is noted in the block."""
+    recorder = _thread.recorder
+    first = 0 if recorder is None else len(recorder.rows)
+    yield
+    if recorder is not None:
+        recorder.rows[first:] = [replace(row, reason=f"{reason}; {row.reason}") for row in recorder.rows[first:]]
 
 
 def note_copy(argument: str, tensor: Tensor) -> None:
@@ -155,6 +166,8 @@ def explain(model: nn.Module, inputs: Any, *, show: bool = True) -> Explanation:
     # A hook on all modules of the process rather than one on each: fused blocks step aside for modules that carry
     # hooks.
     def on_forward(module: nn.Module, args: Any, output: Any) -> None:
+        if getattr(module, "explains_itself", False):
+            return
         if _thread.recorder is recorder and id(module) in recorder.paths and not any(module.children()):
             reason = recorder.unfused.get(id(module), "no op of this package covers it")
             recorder.rows.append(

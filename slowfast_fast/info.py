@@ -80,7 +80,7 @@ def as_text(build: dict[str, Any], runtime: dict[str, Any]) -> str:
     for device, description in runtime["devices"].items():
         lines += ["", f"{device}: {description}"]
         lines += [
-            f"  {op:<18}{choice['backend'] or 'none':<11}{choice['reason']}"
+            f"  {op:<30}{choice['backend'] or 'none':<11}{choice['reason']}"
             for op, choice in runtime["backends"][device].items()
         ]
     return "\n".join(lines)

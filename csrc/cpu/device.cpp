@@ -118,17 +118,40 @@ int64_t row_tasks(const ConvPlan& plan) {
   return plan.n * ceil_div(plan.p, plan.blocking.p_block) * ceil_div(plan.t, plan.blocking.t_block);
 }
 
-// Packs the weights, whose reduced channels are multiplied by `factor` (the scale, in dgrad), and runs the product.
-void run_conv(ConvPlan plan, const void* weight, int64_t stride_out, int64_t stride_reduced, bool flip, const void* factor) {
+// A weight in memory: strides of the product's output and reduced channels, its taps reversed or not, the reduced channels multiplied by
+// `factor` (the scale, in dgrad) where there is one.
+struct PlainWeight {
+  const void* data;
+  int64_t stride_out, stride_reduced;
+  bool flip;
+  const void* factor;
+};
+
+PlainWeight forward_weight(const ConvForward& args) {
+  return {args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr};
+}
+
+size_t packed_size(const ConvPlan& plan) {
+  const int64_t panels = ceil_div(plan.k, plan.blocking.panel), matrices = plan.method == Method::Winograd ? 4 : plan.kt;
+  return static_cast<size_t>(panels * plan.blocking.panel * plan.c * matrices) * acc_size(plan.dtype);
+}
+
+void pack_weight(const ConvPlan& plan, const PlainWeight& weight, void* to) {
   const Blocking& b = plan.blocking;
-  const int64_t panels = ceil_div(plan.k, b.panel);
-  const bool winograd = plan.method == Method::Winograd;
-  const Buffer packed(static_cast<size_t>(panels * b.panel * plan.c * (winograd ? 4 : plan.kt)) * acc_size(plan.dtype));
-  const PackPlan pack{plan.dtype, plan.k,    plan.c,        plan.kt, stride_out, stride_reduced, b.panel,
-                      b.c_block,  winograd,   flip,      weight,  factor,     packed.get()};
-  parallel(panels, kernels().pack_scratch(pack),
+  const PackPlan pack{plan.dtype, plan.k,      plan.c, plan.kt, weight.stride_out, weight.stride_reduced, b.panel,
+                      b.c_block,  plan.method == Method::Winograd, weight.flip, weight.data, weight.factor, to};
+  parallel(ceil_div(plan.k, b.panel), kernels().pack_scratch(pack),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().pack(pack, begin, end, scratch); });
-  plan.weight = packed.get();
+}
+
+// Runs the product, with the weights that plan.weight has packed already, or else packs them.
+void run_conv(ConvPlan plan, const PlainWeight& weight) {
+  const Blocking& b = plan.blocking;
+  const Buffer packed(plan.weight ? 0 : packed_size(plan));
+  if (!plan.weight) {
+    pack_weight(plan, weight, packed.get());
+    plan.weight = packed.get();
+  }
   parallel(row_tasks(plan) * ceil_div(plan.k, b.k_group), kernels().conv_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().conv(plan, begin, end, scratch); });
 }
@@ -245,7 +268,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.blocking = conv_blocking(plan);
   plan.gather = must_gather(plan);
   plan.y = args.dx;
-  run_conv(plan, args.weight, s.kt, s.c * s.kt, true, args.scale);
+  run_conv(plan, {args.weight, s.kt, s.c * s.kt, true, args.scale});
 }
 
 void wgrad(const ConvBackward& args, const Source& gradient) {
@@ -301,7 +324,18 @@ void Cpu::forward(const ConvForward& args) {
     plan.scale = scale.get();
     plan.shift = shift.get();
   }
-  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr);
+  plan.weight = args.packed;
+  run_conv(plan, forward_weight(args));
+}
+
+int64_t Cpu::packed_bytes(const ConvForward& args) {
+  const Taps taps(args.shape, false);
+  return static_cast<int64_t>(packed_size(forward_plan(args, taps)));
+}
+
+void Cpu::pack(const ConvForward& args, void* to) {
+  const Taps taps(args.shape, false);
+  pack_weight(forward_plan(args, taps), forward_weight(args), to);
 }
 
 void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
@@ -309,7 +343,7 @@ void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
   ConvPlan plan = forward_plan(args, taps);
   const Buffer partial(static_cast<size_t>(row_tasks(plan) * 2 * plan.k) * sizeof(double));
   plan.statistics = partial.get<double>();
-  run_conv(plan, args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr);
+  run_conv(plan, forward_weight(args));
   finish_statistics(plan, partial.get<double>(), stats);
 }
 
@@ -372,6 +406,10 @@ void Cpu::copy(const CopyRows& args) {
                     static_cast<size_t>(args.c * size));
     }
   });
+}
+
+void Cpu::max_pool(const MaxPool& args) {
+  parallel(args.n * args.t * args.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(args, begin, end); });
 }
 
 void Cpu::fold(const FoldBatchNorm& args) {

@@ -9,6 +9,9 @@ class Cpu {
  public:
   explicit Cpu(const Tensor& like) : like_(like) {}
   void forward(const ConvForward& args);
+  static int64_t packed_bytes(const ConvForward& args);
+  void pack(const ConvForward& args, void* to);
+  void max_pool(const MaxPool& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);

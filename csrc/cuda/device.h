@@ -12,6 +12,9 @@ class Cuda {
   explicit Cuda(const Tensor& x) : device_(x.device()), guard_(x.get_device_index()) {}
 
   void forward(const ConvForward& args);
+  static int64_t packed_bytes(const ConvForward& args);
+  void pack(const ConvForward& args, void* to);
+  void max_pool(const MaxPool& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);

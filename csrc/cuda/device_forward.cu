@@ -11,6 +11,18 @@ void Cuda::forward(const ConvForward& args) {
   cuda::forward(queue, args, nullptr);
 }
 
+int64_t Cuda::packed_bytes(const ConvForward& args) { return cuda::packed_bytes(args); }
+
+void Cuda::pack(const ConvForward& args, void* to) {
+  cuda::Queue queue(device_);
+  cuda::pack(queue, args, to);
+}
+
+void Cuda::max_pool(const MaxPool& args) {
+  cuda::Queue queue(device_);
+  cuda::max_pool(queue, args);
+}
+
 void Cuda::forward_stats(const ConvForward& args, const BatchStats& stats) {
   cuda::Queue queue(device_);
   cuda::forward(queue, args, &stats);

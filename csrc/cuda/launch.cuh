@@ -7,6 +7,7 @@
 #include "backward.cuh"
 #include "forward.cuh"
 #include "narrow_launch.cuh"
+#include "pool.cuh"
 #include "rowwise.cuh"
 #include "tile_launch.cuh"
 
@@ -128,6 +129,26 @@ void update_running_as(Queue& queue, const RunningStats& args) {
 template <class Queue>
 void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   with_type(args.dtype, [&](auto type) { forward_as<typename decltype(type)::type>(queue, args, stats); });
+}
+
+// The tiled kernels read a weight of several taps as (K, kt, C); the others, and a weight of one tap, as it is.
+inline int64_t packed_bytes(const ConvForward& args) {
+  const ConvShape& s = args.shape;
+  if (s.kt == 1 || args.dtype == Dtype::Float64) return 0;
+  return s.k * s.kt * s.c * (args.dtype == Dtype::Float32 ? 4 : 2);
+}
+
+template <class Queue>
+void pack(Queue& queue, const ConvForward& args, void* to) {
+  with_type(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (!std::is_same_v<T, double>) tile::launch_pack<T>(queue, args.shape, args.weight, nullptr, static_cast<T*>(to));
+  });
+}
+
+template <class Queue>
+void max_pool(Queue& queue, const MaxPool& args) {
+  with_type(args.dtype, [&](auto type) { max_pool_as<typename decltype(type)::type>(queue, args); });
 }
 
 template <class Queue>

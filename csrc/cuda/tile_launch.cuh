@@ -142,12 +142,17 @@ PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
   return moments;
 }
 
+template <class T, class Queue>
+void launch_pack(Queue& queue, const ConvShape& s, const void* weight, const void* scale, T* to) {
+  queue.launch(pack_weight<T>, element_launch(s.k * s.kt * s.c), s, weight, scale, to);
+}
+
 // The weight as (K, kt, C), times scale(k) if given. As it is, where that is what it is.
 template <class T, class Queue>
 const void* packed_weight(Queue& queue, const ConvShape& s, const void* weight, const void* scale) {
   if (s.kt == 1 && !scale && reinterpret_cast<uintptr_t>(weight) % kChunkBytes == 0) return weight;
   T* packed = queue.template workspace<T>(s.k * s.kt * s.c);
-  queue.launch(pack_weight<T>, element_launch(s.k * s.kt * s.c), s, weight, scale, packed);
+  launch_pack<T>(queue, s, weight, scale, packed);
   return packed;
 }
 
@@ -160,7 +165,7 @@ bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
     product.problem = {int(rows_out(s)), int(s.t_out), int(s.p),  0, 1, -int(s.padding), int(s.stride),
                        int(s.dilation),  int(s.t_in),  int(s.kt), 0, 1, int(s.c),        int(s.k)};
     product.source = args.x;
-    product.weight = packed_weight<T>(queue, s, args.weight, nullptr);
+    product.weight = args.packed ? args.packed : packed_weight<T>(queue, s, args.weight, nullptr);
     product.kt = int(s.kt);
     product.epilogue = {args.scale, args.shift, args.residual, args.relu, args.y, nullptr};
     with_math<T>(args.tf32, [&](auto math) {

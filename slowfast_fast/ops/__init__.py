@@ -2,6 +2,17 @@
 
 from .bottleneck import bottleneck
 from .lateral_concat import lateral_concat, lateral_concat_bn
+from .max_pool import max_pool
 from .temporal_conv import temporal_conv, temporal_conv_bn
+from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 
-__all__ = ["bottleneck", "lateral_concat", "lateral_concat_bn", "temporal_conv", "temporal_conv_bn"]
+__all__ = [
+    "bottleneck",
+    "lateral_concat",
+    "lateral_concat_bn",
+    "max_pool",
+    "max_pool_lateral_concat",
+    "temporal_conv",
+    "temporal_conv_bn",
+    "temporal_conv_lateral_concat",
+]

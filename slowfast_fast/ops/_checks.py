@@ -144,9 +144,9 @@ def batch_statistics(output_shape: tuple[int, ...], eps: float) -> None:
         raise ValueError(f"eps must be positive for batch statistics; got {eps}")
 
 
-def lateral_frames(slow: Tensor, fast: Tensor, weight: Tensor, alpha: int, padding: int) -> int:
-    """T of the result, which slow and the convolution of fast must agree on, as on N, H and W."""
-    n, _, t, h, w = slow.shape
+def lateral_frames(slow: tuple[int, ...], fast: Tensor, weight: Tensor, alpha: int, padding: int) -> int:
+    """T of the result, which a slow part of this shape and the convolution of fast must agree on, as on N, H and W."""
+    n, _, t, h, w = slow
     if (n, h, w) != (fast.shape[0], fast.shape[3], fast.shape[4]):
         raise ValueError(
             f"slow and fast must agree in N, H and W; got slow (N, C, T, H, W) = {_shape(slow)}, fast {_shape(fast)}"
@@ -158,6 +158,38 @@ def lateral_frames(slow: Tensor, fast: Tensor, weight: Tensor, alpha: int, paddi
             f"{padding} the convolution of fast gives T = {given}; {_fitting_alpha(t, fast, weight, padding)}"
         )
     return given
+
+
+def lateral(
+    x: Tensor,
+    slow_shape: tuple[int, ...],
+    fast: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    alpha: int,
+    padding: int | None,
+) -> int:
+    """The lateral convolution that goes beside a slow part of ``slow_shape``. Returns its padding in frames."""
+    activation("fast", fast)
+    like("fast", fast, x, "x")
+    kernel(weight, fast, "fast")
+    vector("lateral_shift", shift, weight)
+    integer("alpha", alpha, 1)
+    padding = same_padding(padding, weight)
+    lateral_frames(slow_shape, fast, weight, alpha, padding)
+    return padding
+
+
+def pool(x: Tensor, kernel: int, stride: int, padding: int) -> None:
+    """Square windows in H and W."""
+    integer("kernel", kernel, 1)
+    integer("stride", stride, 1)
+    integer("padding", padding, 0)
+    if padding > kernel // 2:
+        raise ValueError(f"padding must be at most half of the kernel, {kernel // 2}; got {padding}")
+    height, width = x.shape[3], x.shape[4]
+    if min(height, width) + 2 * padding < kernel:
+        raise ValueError(f"kernel {kernel} does not fit H = {height} and W = {width} with padding {padding}")
 
 
 def _fitting_alpha(slow_frames: int, fast: Tensor, weight: Tensor, padding: int) -> str:

@@ -32,10 +32,17 @@ def define_op(
 
 
 def define_frozen(library: str, op: str, fake: Callable[..., Any]) -> None:
-    """The same for an op that is called only where no gradient is wanted, and that a library need not have."""
+    """The same for an op that folds fixed BatchNorm statistics itself, called only where no gradient is wanted."""
+    define_inference_op(library, op, fake, "fold the statistics and call the op without them")
+
+
+def define_inference_op(
+    library: str, op: str, fake: Callable[..., Any], instead: str = "it is made for inference"
+) -> None:
+    """The same for an op without a gradient, which a library need not have."""
     if hasattr(getattr(torch.ops, library), op):
         torch.library.register_fake(f"{library}::{op}", fake)
-        forbid_gradient(f"{library}::{op}", f"{op} has no gradient: fold the statistics and call the op without them")
+        forbid_gradient(f"{library}::{op}", f"{op} has no gradient: {instead}")
 
 
 def forbid_gradient(op: str, problem: str) -> None:

@@ -141,7 +141,7 @@ def _check_lateral(
     _checks.integer("alpha", alpha, 1)
     _checks.flag("relu", relu)
     padding = _checks.same_padding(padding, weight)
-    frames = _checks.lateral_frames(slow, fast, weight, alpha, padding)
+    frames = _checks.lateral_frames(tuple(slow.shape), fast, weight, alpha, padding)
     n, _, _, h, w = fast.shape
     return padding, (n, weight.shape[0], frames, h, w)
 

@@ -43,6 +43,18 @@ void CudaHost::forward(const ConvForward& args) {
   cuda::forward(queue, args, nullptr);
 }
 
+int64_t CudaHost::packed_bytes(const ConvForward& args) { return cuda::packed_bytes(args); }
+
+void CudaHost::pack(const ConvForward& args, void* to) {
+  HostQueue queue;
+  cuda::pack(queue, args, to);
+}
+
+void CudaHost::max_pool(const MaxPool& args) {
+  HostQueue queue;
+  cuda::max_pool(queue, args);
+}
+
 void CudaHost::forward_stats(const ConvForward& args, const BatchStats& stats) {
   HostQueue queue;
   cuda::forward(queue, args, &stats);

@@ -7,11 +7,13 @@
 
 #include "cuda_host.h"
 #include "device.h"
-#include "lateral_concat.h"
+#include "wide.h"
 
 STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
   slowfast_fast::register_temporal_conv<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_lateral_concat<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_max_pool<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_wide<slowfast_fast::CudaHost>(m);
 }
 
 extern "C" {

@@ -3,6 +3,7 @@
 // that must run anywhere.
 #include "bottleneck.h"
 #include "conv.h"
+#include "pool.h"
 #include "rowwise.h"
 #include "slide.h"
 #include "wgrad.h"
@@ -108,6 +109,13 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+void max_pool(const MaxPool& args, int64_t begin, int64_t end) {
+  with_dtype(args.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    max_pool_rows<T, row_width<T>>(args, begin, end);
+  });
+}
+
 #define SFF_NAME_(isa) #isa
 #define SFF_NAME(isa) SFF_NAME_(isa)
 
@@ -115,7 +123,7 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
 
 const Kernels& kernels() {
   static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, slide_tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result,
-                                bottleneck_scratch, bottleneck, normalise, sums};
+                                bottleneck_scratch, bottleneck, normalise, sums, max_pool};
   return table;
 }
 

@@ -1,0 +1,4 @@
+#include "../max_pool.h"
+#include "device.h"
+
+STABLE_TORCH_LIBRARY_IMPL(slowfast_fast, CUDA, m) { slowfast_fast::register_max_pool<slowfast_fast::Cuda>(m); }

@@ -1,0 +1,4 @@
+#include "../wide.h"
+#include "device.h"
+
+STABLE_TORCH_LIBRARY_IMPL(slowfast_fast, CUDA, m) { slowfast_fast::register_wide<slowfast_fast::Cuda>(m); }

@@ -1,0 +1,300 @@
+"""From a network to its frozen form: :func:`freeze`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .frozen.blocks import (
+    AsItIs,
+    FrozenBlock,
+    FrozenLateral,
+    FrozenMaxPool,
+    FrozenPathways,
+    FrozenStage,
+    FrozenStem,
+    PartlyFrozen,
+)
+from .frozen.convolution import FrozenConv
+from .frozen.head import FrozenHead
+from .frozen.network import Clips, FrozenNetwork
+from .nn.bottleneck import BottleneckBlock
+from .nn.fused import is_observed
+from .nn.head import ResNetBasicHead
+from .nn.lateral import FuseFastToSlow
+from .nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
+from .nn.stage import ResBlock, ResStage, add
+from .nn.stem import ResNetBasicStem
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# In evaluation SyncBatchNorm is BatchNorm3d.
+_BATCH_NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def freeze(model: nn.Module, *, dtype: torch.dtype | None = None, cuda_graph: bool = False) -> FrozenNetwork:
+    """``model`` for inference: BatchNorm folded into the weights, every layer with its sum and ReLU one kernel.
+
+    The model is left as it is, in whatever mode and on whatever device; the result has the same call, computes what
+    the model does in evaluation mode, and shares no memory with it. Pieces that cannot be folded (another norm or
+    activation, a module with hooks, a replaced head) run as they are, copied and in evaluation mode;
+    :func:`slowfast_fast.explain` names them, and the kernel of every layer.
+
+    Args:
+        model: what ``create_slowfast`` or ``create_slowfast_with_roi_head`` made, with whatever weights; its head may
+            be replaced or ``nn.Identity``.
+        dtype: float32, float16, bfloat16 or float64, of weights, activations, clips and logits; sums are kept in
+            float32 at least. None: that of the model.
+        cuda_graph: on a CUDA device, replay a CUDA graph for every shape of clips, captured at the first call
+            with it. Where that cannot be done, a warning says why, and the call runs without.
+
+    Returns:
+        A :class:`slowfast_fast.frozen.network.FrozenNetwork`.
+
+    Raises:
+        TypeError: the model is none of this package's, or dtype is not as above.
+    """
+    model = cast(nn.Module, getattr(model, "_orig_mod", model))  # of torch.compile
+    head: nn.Module | None = None
+    body = model
+    if type(model) is DetectionBBoxNetwork:
+        body, head = model.model, model.detection_head
+    if type(body) is not Net:
+        raise TypeError(
+            "model must be what slowfast_fast.create_slowfast or create_slowfast_with_roi_head makes; got "
+            f"{type(model).__name__}"
+        )
+    if dtype is None:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype must be float32, float16, bfloat16, float64 or None; got {dtype!r}")
+    with torch.no_grad():
+        freezer = _Freezer(dtype)
+        blocks = freezer.blocks(list(body.blocks))
+        frozen_head = None if head is None else freezer.as_it_is(head, "heads that take boxes are not frozen")
+    return FrozenNetwork(blocks, frozen_head, _clips(blocks, body), dtype, cuda_graph)
+
+
+class _Freezer:
+    """Makes frozen layers of a dtype out of modules. Whatever it does not know it copies."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.exact = torch.promote_types(dtype, torch.float32)  # of shifts and the head
+
+    def blocks(self, blocks: list[nn.Module]) -> list[nn.Module]:
+        frozen: list[nn.Module] = []
+        index = 0
+        while index < len(blocks):
+            block, after = blocks[index], blocks[index + 1] if index + 1 < len(blocks) else None
+            if type(block) is MultiPathWayWithFuse and not is_observed(block):
+                frozen.append(self.pathways(block))
+            elif (reason := _not_head(block, after)) is None:
+                frozen.append(self.head(cast(PoolConcatPathway, block), cast(ResNetBasicHead, after)))
+                index += 1
+            elif type(block) is PoolConcatPathway:
+                frozen.append(self.as_it_is(block, reason))
+            else:
+                frozen.append(self.as_it_is(block, "no frozen layer stands for it"))
+            index += 1
+        return frozen
+
+    def pathways(self, module: MultiPathWayWithFuse) -> nn.Module:
+        fusion = module.multipathway_fusion
+        return FrozenPathways(
+            [self.pathway(block) for block in module.multipathway_blocks],
+            None if fusion is None or type(fusion) is nn.Identity else self.fusion(fusion),
+        )
+
+    def pathway(self, block: nn.Module | None) -> nn.Module | None:
+        if block is None:
+            return None
+        if is_observed(block):
+            return self.as_it_is(block, _OBSERVED)
+        if type(block) is ResNetBasicStem:
+            pool = None if block.pool is None else self.pool(block.pool)
+            return FrozenStem(self.conv(block.conv, block.norm, block.activation), pool)
+        if type(block) is ResStage:
+            return FrozenStage([self.res_block(part) for part in block.res_blocks])
+        return self.as_it_is(block, f"{type(block).__name__} is neither a stem nor a stage")
+
+    def res_block(self, block: nn.Module) -> nn.Module:
+        if type(block) is not ResBlock or type(block.branch2) is not BottleneckBlock:
+            return self.as_it_is(block, "not a residual block around a bottleneck")
+        if block.branch_fusion is not add:
+            return self.as_it_is(block, "its branch_fusion is not the sum")
+        if is_observed(block) or is_observed(block.branch2):
+            return self.as_it_is(block, _OBSERVED)
+        inner = block.branch2
+        return FrozenBlock(
+            None if block.branch1_conv is None else self.conv(block.branch1_conv, block.branch1_norm, None),
+            self.conv(inner.conv_a, inner.norm_a, inner.act_a),
+            self.conv(inner.conv_b, inner.norm_b, inner.act_b),
+            self.conv(inner.conv_c, inner.norm_c, block.activation),
+        )
+
+    def fusion(self, fusion: nn.Module) -> nn.Module:
+        if type(fusion) is not FuseFastToSlow or is_observed(fusion):
+            return self.as_it_is(fusion, "not a lateral connection" if not is_observed(fusion) else _OBSERVED)
+        conv = self.conv(fusion.conv_fast_to_slow, fusion.norm, fusion.activation)
+        if isinstance(conv, FrozenConv) and conv.is_temporal() and conv.dilation[0] == 1:
+            return FrozenLateral(conv)
+        return self.as_it_is(fusion, "its convolution is not one along T, or a part of it cannot be folded")
+
+    def pool(self, pool: nn.Module) -> nn.Module:
+        if type(pool) is nn.MaxPool3d and not is_observed(pool):
+            kernel, stride, padding, dilation = (
+                _triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+            )
+            square = all(v[1] == v[2] for v in (kernel, stride, padding))
+            in_time = (kernel[0], stride[0], padding[0]) != (1, 1, 0)
+            if square and not in_time and dilation == (1, 1, 1) and not (pool.ceil_mode or pool.return_indices):
+                return FrozenMaxPool(kernel[1], stride[1], padding[1])
+        return self.as_it_is(pool, "not a max pool over square windows in H and W")
+
+    def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> nn.Module:
+        """The layer ``act(norm(conv(x)) + residual)``: a FrozenConv, or what is left of it in a PartlyFrozen."""
+        norm, act = _absent_as_none(norm), _absent_as_none(act)
+        why_conv, why_norm, why_act = _not_conv(conv), _not_norm(norm), _not_relu(act)
+        if why_conv is not None:
+            return PartlyFrozen(
+                self.as_it_is(conv, why_conv),
+                None if norm is None else self.as_it_is(norm, why_norm or "its convolution cannot be folded"),
+                None if act is None else self.as_it_is(act, why_act or "its convolution cannot be folded"),
+            )
+        folds = why_norm is None
+        relu = folds and act is not None and why_act is None
+        frozen = self.fold(cast(nn.Conv3d, conv), norm if folds else None, relu)
+        if folds and why_act is None:
+            return frozen
+        return PartlyFrozen(
+            frozen,
+            None if folds or norm is None else self.as_it_is(norm, str(why_norm)),
+            None if act is None else self.as_it_is(act, why_act or "its norm cannot be folded"),
+        )
+
+    def fold(self, conv: nn.Conv3d, norm: nn.Module | None, relu: bool) -> FrozenConv:
+        """BatchNorm into weight and shift, in float64."""
+        weight = conv.weight.detach().double()
+        shift = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().double()
+        if norm is not None:
+            bn = cast(nn.BatchNorm3d, norm)
+            mean, var = cast(Tensor, bn.running_mean).double(), cast(Tensor, bn.running_var).double()
+            scale = torch.rsqrt(var + bn.eps)
+            if bn.weight is not None:
+                scale = scale * bn.weight.detach().double()
+            weight = weight * scale[:, None, None, None, None]
+            shift = (shift - mean) * scale
+            if bn.bias is not None:
+                shift = shift + bn.bias.detach().double()
+        return FrozenConv(
+            weight.to(self.dtype).contiguous(),
+            shift.to(self.exact),
+            stride=conv.stride,
+            padding=cast("tuple[int, ...]", conv.padding),
+            dilation=conv.dilation,
+            groups=conv.groups,
+            relu=relu,
+        )
+
+    def head(self, pool: PoolConcatPathway, head: ResNetBasicHead) -> nn.Module:
+        proj = cast(nn.Linear, head.proj)
+        pools = [None] if pool.pool is None else list(pool.pool)
+        bias = proj.weight.new_zeros(proj.out_features) if proj.bias is None else proj.bias
+        return FrozenHead(
+            proj.weight.detach().to(self.exact, copy=True),
+            bias.detach().to(self.exact, copy=True),
+            [None if p is None else self.copy(p) for p in pools],
+            None if head.activation is None else self.copy(head.activation),
+            head.output_pool is not None,
+        )
+
+    def as_it_is(self, module: nn.Module, reason: str) -> nn.Module:
+        return AsItIs(self.copy(module), reason)
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        return copy.deepcopy(module).eval().requires_grad_(False).to(self.dtype)
+
+
+_OBSERVED = "it carries hooks, a forward of its own or a compiled call"
+
+
+def _not_conv(conv: nn.Module) -> str | None:
+    if type(conv) is not nn.Conv3d:
+        return f"{type(conv).__name__} is not a plain Conv3d"
+    if is_observed(conv):
+        return _OBSERVED
+    if isinstance(conv.padding, str):
+        return f"padding {conv.padding!r}"
+    return None if conv.padding_mode == "zeros" else f"padding mode {conv.padding_mode}"
+
+
+def _not_norm(norm: nn.Module | None) -> str | None:
+    if norm is None:
+        return None
+    if type(norm) not in _BATCH_NORMS:
+        return f"{type(norm).__name__} is not a plain BatchNorm3d"
+    if cast(nn.BatchNorm3d, norm).running_mean is None:
+        return "BatchNorm without running statistics"
+    return _OBSERVED if is_observed(norm) else None
+
+
+def _not_relu(act: nn.Module | None) -> str | None:
+    if act is None:
+        return None
+    if type(act) is not nn.ReLU:
+        return f"{type(act).__name__} is not a plain ReLU"
+    return _OBSERVED if is_observed(act) else None
+
+
+def _absent_as_none(module: nn.Module | None) -> nn.Module | None:
+    return None if type(module) is nn.Identity and not is_observed(module) else module
+
+
+def _not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
+    """Why a pool over the pathways and what follows it do not make a FrozenHead; None if they do."""
+    if type(pool) is not PoolConcatPathway:
+        return "not a pool over the pathways"
+    if head is None:
+        return "no head follows it"
+    if type(head) is not ResNetBasicHead:
+        return f"{type(head).__name__} follows it, not a classification head"
+    if type(head.proj) is not nn.Linear:
+        return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
+    if head.pool is not None or pool.retain_list:
+        return "the head pools by itself"
+    average = head.output_pool
+    if average is not None and not (
+        type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
+    ):
+        return "the head's output_pool is not an average over all positions"
+    dropout = head.dropout
+    if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):
+        return f"the head's dropout is {type(dropout).__name__}"
+    watched = [pool, *pool.modules(), *head.modules()]
+    return _OBSERVED if any(is_observed(module) for module in watched) else None
+
+
+def _clips(blocks: list[nn.Module], body: Net) -> Clips:
+    """What the network takes, as its stems and first lateral connection say."""
+    stems = getattr(body.blocks[0], "multipathway_blocks", [])
+    channels = tuple(getattr(getattr(stem, "conv", None), "in_channels", 0) for stem in stems)
+    if not channels or 0 in channels:
+        raise TypeError("the model's first block must hold a stem with a convolution for each pathway")
+    first = blocks[0]
+    if not isinstance(first, FrozenPathways) or len(channels) != 2:
+        return Clips(channels)
+    lateral = first.multipathway_fusion
+    layers: list[Any] = [stem.conv for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
+    pools = [stem.pool for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
+    known = all(isinstance(layer, FrozenConv) for layer in layers) and len(layers) == 2
+    if not (known and isinstance(lateral, FrozenLateral)) or any(isinstance(pool, AsItIs) for pool in pools):
+        return Clips(channels)
+    slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
+    return Clips(channels, ((slow,), (fast, (lateral.weight.shape[2], lateral.alpha, lateral.padding, 1))))
+
+
+def _triple(size: Any) -> tuple[int, ...]:
+    return (size,) * 3 if isinstance(size, int) else tuple(size)

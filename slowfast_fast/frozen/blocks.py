@@ -1,0 +1,203 @@
+"""The frozen stem, residual block, stage and lateral connection, and a piece that runs as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import ops
+from ..explanation import because, note, recording
+from ..ops._layout import as_rows
+from .convolution import FrozenConv
+
+
+class AsItIs(nn.Module):
+    """A piece of the original that no frozen layer stands for, in evaluation mode; explain() shows ``reason``."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__()
+        self.module = module
+        self.reason = reason
+
+    def forward(self, *args: Any) -> Any:
+        if not recording():
+            return self.module(*args)
+        with because(self.reason):
+            return self.module(*args)
+
+
+class PartlyFrozen(nn.Module):
+    """``act(norm(conv(x)) + residual)`` of which one part or more runs as it is; each but conv may be None."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.act = act
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if residual is not None:
+            x = x + residual
+        return as_rows(x if self.act is None else self.act(x), "the result")
+
+
+class FrozenMaxPool(nn.Module):
+    """``ops.max_pool`` with windows of kernel x kernel."""
+
+    explains_itself = True
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if recording():
+            note((self,), "max_pool")
+        return ops.max_pool(x, **self.options)
+
+
+class FrozenStem(nn.Module):
+    """Convolution, norm and activation in one, then the pool, if any."""
+
+    def __init__(self, conv: nn.Module, pool: nn.Module | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, K, T', H', W')."""
+        x = self.conv(x)
+        return x if self.pool is None else self.pool(x)
+
+    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral) -> Tensor | None:
+        """The result with the lateral channels beside it, in one tensor; None where the pool cannot write there."""
+        if not isinstance(self.pool, FrozenMaxPool):
+            return None
+        x = self.conv(x)
+        if recording():
+            note((self.pool, lateral), "max_pool_lateral_concat")
+        return ops.max_pool_lateral_concat(x, fast, **self.pool.options, **lateral.arguments())
+
+
+class FrozenBlock(nn.Module):
+    """A residual block: conv_c adds the shortcut and applies the activation in its own kernel.
+
+    ``projection`` is None where the shortcut is the block's input.
+    """
+
+    def __init__(self, projection: nn.Module | None, conv_a: nn.Module, conv_b: nn.Module, conv_c: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+        self.conv_a = conv_a
+        self.conv_b = conv_b
+        self.conv_c = conv_c
+
+    def inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What conv_c takes, and the shortcut."""
+        shortcut = x if self.projection is None else self.projection(x)
+        return self.conv_b(self.conv_a(x)), shortcut
+
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W'). ``overwrite``: nobody else needs x."""
+        inner, shortcut = self.inner(x)
+        return self.conv_c(inner, shortcut, overwrite or self.projection is not None)
+
+
+class FrozenStage(nn.Module):
+    """Residual blocks in a row."""
+
+    def __init__(self, res_blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.res_blocks = nn.ModuleList(res_blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
+        return self._through(x, self.res_blocks)
+
+    def _through(self, x: Tensor, blocks: Any) -> Tensor:
+        for index, block in enumerate(blocks):
+            # The stage's input may be read by others; what its blocks hand on is its own.
+            x = block(x, index > 0) if isinstance(block, FrozenBlock) else block(x)
+        return x
+
+    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral) -> Tensor | None:
+        """The result with the lateral channels beside it, in one tensor; None where the last block's conv_c cannot
+        write there."""
+        last = self.res_blocks[-1]
+        if not (isinstance(last, FrozenBlock) and isinstance(last.conv_c, FrozenConv) and last.conv_c.is_temporal()):
+            return None
+        inner, shortcut = last.inner(self._through(x, self.res_blocks[:-1]))
+        conv_c = last.conv_c
+        if recording():
+            note((conv_c, lateral), "temporal_conv_lateral_concat")
+        conv: dict[str, Any] = {
+            "weight": conv_c.weight,
+            "shift": conv_c.shift,
+            "residual": shortcut,
+            "relu": conv_c.relu,
+        }
+        conv.update(conv_c.temporal_geometry())
+        return ops.temporal_conv_lateral_concat(x=inner, fast=fast, **conv, **lateral.arguments())
+
+
+class FrozenLateral(nn.Module):
+    """The lateral connection: the time-strided convolution of the fast pathway beside the slow pathway's channels."""
+
+    explains_itself = True
+
+    def __init__(self, conv: FrozenConv) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.shift: Tensor
+        self.register_buffer("weight", conv.weight)
+        self.register_buffer("shift", conv.shift)
+        self.alpha, self.padding, self.relu = conv.stride[0], conv.padding[0], conv.relu
+
+    def arguments(self) -> dict[str, Any]:
+        """As the ops that fill a wide tensor name them."""
+        return {
+            "lateral_weight": self.weight,
+            "lateral_shift": self.shift,
+            "alpha": self.alpha,
+            "lateral_padding": self.padding,
+            "lateral_relu": self.relu,
+        }
+
+    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+        """For a slow part that could not be written beside it: (N, C, T, H, W) and (N, C_fast, alpha * T, H, W) ->
+        (N, C + K, T, H, W)."""
+        if recording():
+            note((self,), "lateral_concat")
+        options: dict[str, Any] = {"alpha": self.alpha, "padding": self.padding, "relu": self.relu}
+        return ops.lateral_concat(slow, fast, self.weight, None, self.shift, **options)
+
+
+class FrozenPathways(nn.Module):
+    """One block for each pathway, then their fusion; a block or the fusion may be None."""
+
+    def __init__(self, multipathway_blocks: Sequence[nn.Module | None], multipathway_fusion: nn.Module | None) -> None:
+        super().__init__()
+        self.multipathway_blocks = nn.ModuleList(multipathway_blocks)  # type: ignore[arg-type]
+        self.multipathway_fusion = multipathway_fusion
+
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """One (N, C, T, H, W) tensor for each pathway -> the same, a new list."""
+        out = list(x)
+        fusion = self.multipathway_fusion
+        late = 0 if isinstance(fusion, FrozenLateral) else None  # the slow pathway, which the lateral part joins
+        for pathway, block in enumerate(self.multipathway_blocks):
+            if block is not None and pathway != late:
+                out[pathway] = block(as_rows(out[pathway], f"x[{pathway}]"))
+        if not isinstance(fusion, FrozenLateral):
+            return out if fusion is None else fusion(out)
+        slow, fast = as_rows(out[0], "x[0]"), out[1]
+        block = self.multipathway_blocks[0]
+        wide = block.with_lateral(slow, fast, fusion) if isinstance(block, (FrozenStem, FrozenStage)) else None
+        if wide is None:
+            wide = fusion(slow if block is None else block(slow), fast)
+        return [wide, fast]

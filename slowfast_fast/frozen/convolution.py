@@ -1,0 +1,196 @@
+"""A convolution with all that follows it, for inference, and the choice of its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..backend import Choice, forced
+from ..choosing import choose
+from ..explanation import note, note_call, recording
+from ..ops._common import allows_tf32, kernel
+from ..ops._layout import as_rows
+from .libraries import ATen, CuDnn2d, OneDnn, has_onednn
+
+# Prepared weights that a layer keeps, one for each shape of input; each is as large as the weight.
+MOST_PLANS = 4
+# On the CPU ops.temporal_conv takes three taps by Winograd, in two thirds of the multiplications that the limit counts;
+# from this many products a row on it is faster than oneDNN (docs/performance.md, "Frozen layers").
+WINOGRAD_FROM = 64 * 32
+
+
+class Kernel(Protocol):
+    """One of libraries.py, or an op of this package."""
+
+    name: str
+    reason: str
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor: ...
+
+
+class FrozenConv(nn.Module):
+    """``act(conv(x) + shift + residual)`` in one kernel: BatchNorm is in the weight and the shift.
+
+    Args:
+        weight: (K, C, kt, kh, kw), in the dtype of the activations.
+        shift: (K,), float32 (float64 for float64).
+        stride, padding, dilation: (T, H, W).
+        relu: whether act is ReLU or nothing.
+
+    The kernel is chosen, and the weight prepared for it, when a shape of input comes for the first time.
+    """
+
+    explains_itself = True
+
+    def __init__(
+        self,
+        weight: Tensor,
+        shift: Tensor,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        relu: bool,
+    ) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.shift: Tensor
+        self.register_buffer("weight", weight)
+        self.register_buffer("shift", shift)
+        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self.groups = groups
+        self.relu = relu
+        self._plans: dict[Any, Kernel] = {}
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """x (N, C, T, H, W), residual of the result's shape -> (N, K, T', H', W') in channels_last_3d.
+
+        ``overwrite``: nobody else needs the residual, so that the result may take its memory.
+        """
+        if torch.compiler.is_compiling():
+            return self._traced(x, residual)
+        x = as_rows(x, "x")
+        if residual is not None:
+            residual = as_rows(residual, "residual")
+        if x.shape[0] == 0:
+            return x.new_empty(self.output_shape(x)).contiguous(memory_format=torch.channels_last_3d)
+        key = (x.shape, x.dtype, x.device, forced(), allows_tf32(x))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plan(x)
+            kept = {} if len(self._plans) >= MOST_PLANS else self._plans
+            self._plans = {**kept, key: plan}
+        y = as_rows(plan(x, residual, overwrite), "the result")
+        if recording():
+            note((self,), type(self).__name__)
+            note_call(type(self).__name__, Choice(plan.name, plan.reason), (x, residual), y)
+        return y
+
+    def is_temporal(self) -> bool:
+        """Whether ops.temporal_conv can run this layer: (kt, 1, 1) without stride or padding in space."""
+        return (
+            self.groups == 1
+            and self.weight.shape[3:] == (1, 1)
+            and self.stride[1:] == [1, 1]
+            and self.padding[1:] == [0, 0]
+        )
+
+    def temporal_geometry(self) -> dict[str, Any]:
+        """stride, padding and dilation in T, by name."""
+        return {"stride": self.stride[0], "padding": self.padding[0], "dilation": self.dilation[0]}
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The convolution and its shift in PyTorch's words, new and dense channels_last_3d."""
+        y = F.conv3d(x, self.weight, self.shift.to(x.dtype), self.stride, self.padding, self.dilation, self.groups)
+        return y.contiguous(memory_format=torch.channels_last_3d)
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        sizes = (
+            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+            for size, taps, stride, padding, dilation in zip(
+                x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return (x.shape[0], self.weight.shape[0], *sizes)
+
+    def _traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """For a graph: what a compiler can fuse, store and load without what is prepared in memory here."""
+        if self.is_temporal():
+            geometry = self.temporal_geometry()
+            return ops.temporal_conv(x, self.weight, None, self.shift, residual, relu=self.relu, **geometry)
+        y = self.plain(x)
+        if residual is not None:
+            y = y + residual
+        return F.relu(y) if self.relu else y
+
+    def _plan(self, x: Tensor) -> Kernel:
+        temporal = self.is_temporal()
+        if forced() != "auto" and temporal:
+            return TemporalConv(self, x, "")
+        if x.is_cuda:
+            if temporal:
+                return TemporalConv(self, x, "")
+            if self.weight.shape[2] == 1 and self.stride[0] == 1 and self.padding[0] == 0:
+                return CuDnn2d(self, x)
+            return ATen(self, x, "3-D kernel in space and time")
+        if x.device.type != "cpu" or x.dtype == torch.float64 or not has_onednn(torch.float32):
+            return TemporalConv(self, x, "") if temporal else ATen(self, x, f"{x.dtype} on {x.device.type}")
+        if temporal and not has_onednn(x.dtype):
+            return TemporalConv(self, x, f"oneDNN has no convolution in {x.dtype} on this processor")
+        if temporal and self._by_winograd():
+            return TemporalConv(self, x, "Winograd along T")
+        return OneDnn(self, x)
+
+    def _by_winograd(self) -> bool:
+        k, c, taps = self.weight.shape[:3]
+        return taps == 3 and self.stride[0] == 1 and self.dilation[0] == 1 and k * c >= WINOGRAD_FROM
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenConv:
+        self._plans = {}
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._plans = {}
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is prepared belongs to this processor and cannot be pickled.
+        return {**self.__dict__, "_plans": {}}
+
+    def extra_repr(self) -> str:
+        k, c, *taps = self.weight.shape
+        kernel, stride, padding = tuple(taps), tuple(self.stride), tuple(self.padding)
+        return f"{c}, {k}, kernel={kernel}, stride={stride}, padding={padding}, relu={self.relu}"
+
+
+class TemporalConv:
+    """ops.temporal_conv on the backend that it would choose, with a weight that was packed once."""
+
+    def __init__(self, conv: FrozenConv, x: Tensor, why: str) -> None:
+        self.geometry = tuple(conv.temporal_geometry().values())
+        self.conv = conv
+        self.tf32 = allows_tf32(x)
+        choice = choose("temporal_conv", x, conv.weight, self.geometry[0], tf32=self.tf32)
+        self.name = choice.backend
+        self.packed: Tensor | None = None
+        self.weight = conv.weight.contiguous()
+        if choice.backend in ("cpu", "cuda"):
+            self.op = kernel(choice.backend, "temporal_conv_packed")
+            pack = kernel(choice.backend, "temporal_conv_pack")
+            self.packed = pack(x, self.weight, *self.geometry, self.tf32)
+        self.reason = "; ".join(part for part in (f"temporal_conv: {choice.reason}", why) if part)
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        conv = self.conv
+        if self.packed is None:
+            geometry = conv.temporal_geometry()
+            return ops.temporal_conv(x, conv.weight, None, conv.shift, residual, relu=conv.relu, **geometry)
+        arguments = (x, self.weight, self.packed, None, conv.shift, residual, *self.geometry, conv.relu, self.tf32)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.op(*arguments)
