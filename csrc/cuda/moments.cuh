@@ -23,6 +23,29 @@ struct Moments {
   }
 };
 
+// Those of a thread's channels, value by value as Welford (1962). The count is kept once for all of them: two registers
+// for a channel, where sums of deviations from a pivot take three.
+template <int channels>
+class RunningMoments {
+ public:
+  template <class T>
+  __device__ void add(const T (&values)[channels]) {
+    count_ += 1;
+    const float share = 1 / count_;
+#pragma unroll
+    for (int c = 0; c < channels; ++c) {
+      const float delta = float(values[c]) - mean_[c];
+      mean_[c] = fma(delta, share, mean_[c]);
+      m2_[c] = fma(delta, float(values[c]) - mean_[c], m2_[c]);
+    }
+  }
+
+  __device__ Moments<float> of(int channel) const { return {count_, mean_[channel], m2_[channel]}; }
+
+ private:
+  float count_ = 0, mean_[channels] = {}, m2_[channels] = {};
+};
+
 // The channel and the row lane of a thread.
 __device__ inline int64_t lane_channel() { return int64_t(blockIdx.x) * kLanes + threadIdx.x % kLanes; }
 __device__ inline int row_lane() { return threadIdx.x / kLanes; }

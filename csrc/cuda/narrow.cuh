@@ -77,15 +77,6 @@ __device__ void multiply(float (&sum)[4], const Words (&x)[2], const Words& weig
   }
 }
 
-// The operands of TF32 are rounded, not cut off, which would pull every sum towards 0.
-inline __device__ void round_to_tf32(Words& words) {
-  for (uint32_t& word : words.of) {
-    float value;
-    memcpy(&value, &word, sizeof value);
-    word = to_tf32(value);
-  }
-}
-
 // Where an element of the weight stands among the fragments, [tap][step][tile][lane] of 16 bytes: the sum of three
 // offsets. With several positions it stands there once for each of them.
 template <class Shape>
@@ -153,24 +144,6 @@ struct Cursor {
   int frame, phase, step;
 };
 
-// count, mean and sum of squared deviations of a lane's channels, value by value as Welford (1962).
-template <int channels>
-struct LaneMoments {
-  float count = 0, mean[channels] = {}, m2[channels] = {};
-
-  template <class T>
-  __device__ void add(const T (&values)[channels]) {
-    count += 1;
-    const float share = 1 / count;
-#pragma unroll
-    for (int c = 0; c < channels; ++c) {
-      const float delta = float(values[c]) - mean[c];
-      mean[c] = fma(delta, share, mean[c]);
-      m2[c] = fma(delta, float(values[c]) - mean[c], m2[c]);
-    }
-  }
-};
-
 template <class Shape>
 class Warp {
   using T = typename Shape::T;
@@ -191,7 +164,7 @@ class Warp {
   __device__ int part() const { return lane_ % Shape::kParts; }
 
   // With `gathers`, also adds what it stores to the moments.
-  __device__ void run(int64_t item, bool gathers, LaneMoments<kValues>& moments) {
+  __device__ void run(int64_t item, bool gathers, RunningMoments<kValues>& moments) {
     const int64_t tile = item % plan_.row_tiles;
     for (int h = 0; h < 2; ++h) {
       const int64_t row = (tile * kRows + lane_ / 4 + 8 * h) * Shape::kPositions + lane_ % 4 / Shape::kParts;
@@ -249,9 +222,9 @@ class Warp {
     }
   }
 
-  __device__ void add(Words (&x)[2], bool gathers, LaneMoments<kValues>& moments) {
+  __device__ void add(Words (&x)[2], bool gathers, RunningMoments<kValues>& moments) {
     if constexpr (std::is_same_v<T, float>)
-      for (Words& words : x) round_to_tf32(words);
+      for (Words& words : x) round_to_tf32(words.of);
 #pragma unroll
     for (int slot = 0; slot < Shape::kSlots; ++slot) {
       const int tap = phase_ + slot * conv_.stride;
@@ -277,7 +250,7 @@ class Warp {
         for (int i = 0; i < 4; ++i) sum_[slot][tile][i] = slot ? sum_[slot ? slot - 1 : 0][tile][i] : 0;
   }
 
-  __device__ void finish(int output, bool gathers, LaneMoments<kValues>& moments) const {
+  __device__ void finish(int output, bool gathers, RunningMoments<kValues>& moments) const {
     const float *scale = vectors_ + part() * kValues, *shift = scale + Shape::kOut;
     const int64_t channel = first_out_ + part() * kValues;
 #pragma unroll
@@ -312,13 +285,13 @@ class Warp {
 
 // The moments of a block's channels from those of its lanes, to partial[channel] of its first one.
 template <class Shape>
-__device__ void merge_lanes(const LaneMoments<Shape::kValues>& of_lane, Moments<float>* partial) {
+__device__ void merge_lanes(const RunningMoments<Shape::kValues>& of_lane, Moments<float>* partial) {
   const int lane = threadIdx.x % kWarp;
   auto& shared = *reinterpret_cast<Moments<float>(*)[kWarps][Shape::kOut]>(&shared_memory<Words>());
   __syncthreads();  // before what the warps were reading there is overwritten
 #pragma unroll
   for (int v = 0; v < Shape::kValues; ++v) {
-    Moments<float> moments{of_lane.count, of_lane.mean[v], of_lane.m2[v]};
+    Moments<float> moments = of_lane.of(v);
 #pragma unroll
     for (int mask = int(kWarp) / 2; mask >= Shape::kParts; mask /= 2)
       moments.merge({__shfl_xor_sync(kAllLanes, moments.count, mask), __shfl_xor_sync(kAllLanes, moments.mean, mask),
@@ -349,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM)
   __syncthreads();
 
   Warp<Shape> warp(conv, plan, first_out, fragments, vectors);
-  LaneMoments<Shape::kValues> moments;
+  RunningMoments<Shape::kValues> moments;
   for (int64_t item = blockIdx.x * kWarps + threadIdx.x / kWarp; item < plan.items; item += gridDim.x * kWarps)
     warp.run(item, partial, moments);
   if (partial) merge_lanes<Shape>(moments, partial + int64_t(blockIdx.x) * conv.out + first_out);

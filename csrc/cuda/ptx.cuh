@@ -122,3 +122,17 @@ __device__ inline void cp_async_wait() {
 #else
 #include <cuda_host_ptx.h>
 #endif
+
+namespace slowfast_fast::cuda {
+
+// The operands of TF32 are rounded, not cut off, which would pull every sum towards 0.
+__device__ inline void round_to_tf32(uint32_t (&words)[4]) {
+#pragma unroll
+  for (uint32_t& word : words) {
+    float value;
+    memcpy(&value, &word, sizeof value);
+    word = to_tf32(value);
+  }
+}
+
+}  // namespace slowfast_fast::cuda

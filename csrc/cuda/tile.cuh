@@ -133,9 +133,9 @@ struct TensorCores {
     for (int j = 0; j < Shape::kAcross / 2; ++j) Right::fragment(b[j], right, Shape::warp_column() + 16 * j, step);
     if constexpr (tf32) {
 #pragma unroll
-      for (auto& fragment : a) round(fragment);
+      for (auto& fragment : a) round_to_tf32(fragment);
 #pragma unroll
-      for (auto& fragment : b) round(fragment);
+      for (auto& fragment : b) round_to_tf32(fragment);
     }
 #pragma unroll
     for (int i = 0; i < Shape::kDown; ++i)
@@ -145,16 +145,6 @@ struct TensorCores {
         if constexpr (tf32) mma_tf32(results[i][j], a[i], column);
         else mma<T>(results[i][j], a[i], column);
       }
-  }
-
- private:
-  __device__ static void round(uint32_t (&fragment)[4]) {
-#pragma unroll
-    for (uint32_t& bits : fragment) {
-      float value;
-      memcpy(&value, &bits, sizeof bits);
-      bits = to_tf32(value);
-    }
   }
 };
 

@@ -25,33 +25,6 @@ struct Share {
   __device__ static int row_lane() { return int(threadIdx.x) / kColumnLanes; }
 };
 
-// Of each of a thread's columns: moments of its rows, their deviations taken from the first of them.
-template <class T>
-class ColumnMoments {
- public:
-  __device__ void add(int e, float value) {
-    if (count_ == 0) pivot_[e] = value;
-    const float deviation = value - pivot_[e];
-    sum_[e] += deviation;
-    square_[e] = fmaf(deviation, deviation, square_[e]);
-  }
-  __device__ void end_row() { ++count_; }
-
-  __device__ Moments<float> get(int e) const {
-    Moments<float> moments;
-    if (count_ == 0) return moments;
-    const float count = float(count_), offset = sum_[e] / count;
-    moments.count = count;
-    moments.mean = pivot_[e] + offset;
-    moments.m2 = fmaxf(0.f, square_[e] - sum_[e] * offset);
-    return moments;
-  }
-
- private:
-  int count_ = 0;
-  float pivot_[kChunk<T>] = {}, sum_[kChunk<T>] = {}, square_[kChunk<T>] = {};
-};
-
 template <class T, int columns>
 struct MomentsScratch {
   static_assert(columns <= kThreads);
@@ -60,11 +33,11 @@ struct MomentsScratch {
 
 // Merges the row lanes of each column into `out`, in their order. All threads take part; the scratch is theirs alone.
 template <class T, int columns>
-__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const ColumnMoments<T>& mine, int present_columns,
+__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const RunningMoments<kChunk<T>>& mine, int present_columns,
                               Moments<float>* out) {
   using Lanes = Share<T, columns>;
 #pragma unroll
-  for (int e = 0; e < kChunk<T>; ++e) scratch.of[Lanes::row_lane()][Lanes::column() + e] = mine.get(e);
+  for (int e = 0; e < kChunk<T>; ++e) scratch.of[Lanes::row_lane()][Lanes::column() + e] = mine.of(e);
   __syncthreads();
   const int column = int(threadIdx.x);
   if (column >= columns || column >= present_columns) return;
@@ -80,7 +53,7 @@ __device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& probl
                        int first_row, int rows, int first_outer, const Values& values) {
   using Lanes = Share<T, columns>;
   const int outer = first_outer + Lanes::column();
-  ColumnMoments<T> moments;
+  RunningMoments<kChunk<T>> moments;
   if (outer < problem.outers) {
     float scale[kChunk<T>], shift[kChunk<T>];
 #pragma unroll
@@ -99,9 +72,8 @@ __device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& probl
         float y = fmaf(sums[e], scale[e], shift[e]);
         if (epilogue.residual.data) y += float(residual.of[e]);
         stored.of[e] = T(epilogue.relu ? relu(y) : y);
-        if (epilogue.moments) moments.add(e, float(stored.of[e]));
       }
-      moments.end_row();
+      if (epilogue.moments) moments.add(stored.of);
       stored.store(row_at<T>(epilogue.out, at) + outer);
     }
   }
