@@ -162,10 +162,14 @@ void run_block(unsigned threads) {
     for (unsigned i = 0; i < threads; ++i) state.threads[i].waits_at.clear();
     for (bool any = true; any;) {
       any = false;
+      // Half of the warps, drawn anew every time: so some get ahead of others by more than one instruction.
+      const auto resting = uint32_t(state.schedule == Schedule::Random ? state.random() : 0);
+      static_assert(kMostThreads / kWarp <= 32);
       for (const unsigned i : turns(threads)) {
         Thread& thread = state.threads[i];
         if (thread.ended || thread.meets || !thread.waits_at.empty()) continue;
         any = true;
+        if (resting >> i / kWarp & 1) continue;
         threadIdx = dim3(i, 0, 0);
         resume(thread);
         if (thread.error) std::rethrow_exception(std::exchange(thread.error, nullptr));
