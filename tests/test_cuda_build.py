@@ -33,8 +33,10 @@ FAMILIES = {
     r"::tile_(product|wgrad)_kernel<.*::TensorCores<": (COPIES, PRODUCTS),
     r"::tile_(product|wgrad)_kernel<.*::Fma": (COPIES, r"FFMA"),
     r"::tile_product_kernel<": (STORES,),
-    r"::tile::(finish_kernel|output_gradient)<": (LOADS, STORES),
+    r"::tile::finish_kernel<": (LOADS, STORES),
+    r"::output_gradient<": (LOADS, STORES),
     r"::narrow_kernel<": (LOADS, PRODUCTS),
+    r"::narrow_wgrad_kernel<": (COPIES, STORES, PRODUCTS),
 }
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")

@@ -1,5 +1,8 @@
 #include "narrow_instances.cuh"
 
-template int64_t slowfast_fast::cuda::narrow::launch<float>(
-    slowfast_fast::cuda::Queue&, const slowfast_fast::cuda::narrow::Conv&,
-    slowfast_fast::cuda::Moments<float>*);
+namespace slowfast_fast::cuda::narrow {
+
+template int64_t launch<float>(Queue&, const Conv&, Moments<float>*);
+template PartialWgrad launch_wgrad<float>(Queue&, const ConvBackward&, const float*, const float*, const OutRows&);
+
+}  // namespace slowfast_fast::cuda::narrow

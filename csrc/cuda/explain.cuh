@@ -55,7 +55,8 @@ inline std::string explain(const ConvShape& s, Dtype dtype, bool tf32, bool alig
       return tile::describe_rows<T, tile::Major::Outer>(ceil_div(rows_in(s), s.stride), s.c, s.k,
                                                         ceil_div(s.kt, s.stride), tf32);
     });
-    say("wgrad", false, of_backward, [&] { return tile::describe_wgrad<T>(s, tf32); });
+    const bool narrow_wgrad = !of_backward && !narrow::why_not_wgrad<T>(backward);
+    say("wgrad", narrow_wgrad, of_backward, [&] { return tile::describe_wgrad<T>(s, tf32); });
   });
   return said;
 }

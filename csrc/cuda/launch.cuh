@@ -6,7 +6,7 @@
 #pragma once
 #include "backward.cuh"
 #include "forward.cuh"
-#include "narrow_launch.cuh"
+#include "narrow_wgrad_launch.cuh"
 #include "pool.cuh"
 #include "rowwise.cuh"
 #include "tile_launch.cuh"
@@ -74,9 +74,21 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     const bool tiled = !tile::why_not(args), narrow_dgrad = tiled && !narrow::why_not_dgrad<T>(args);
     const bool tiled_dgrad = tiled && dx_wanted && (narrow_dgrad || !tile::why_not_dgrad(s));
     if (tiled_dgrad || (tiled && dweight_wanted)) {
-      const ConvBackward plain = tile::with_output_gradient<T>(queue, args, sum, sum_xhat);
+      ConvBackward plain = past_relu(args);
+      const bool narrow_wgrad = dweight_wanted && !narrow::why_not_wgrad<T>(args);
+      // A narrow wgrad reads each row once, so it is the one to form the gradient, and dgrad reads what it leaves.
+      if (!narrow_wgrad || !narrow::forms_gradient(plain))
+        plain = with_output_gradient<T>(queue, plain, sum, sum_xhat);
+      if (narrow_wgrad) {
+        const bool leaves = tiled_dgrad && narrow::forms_gradient(plain);
+        const OutRows gradient = leaves ? gradient_workspace<T>(queue, s) : OutRows{};
+        const auto partial = narrow::launch_wgrad<T>(queue, plain, sum, sum_xhat, gradient);
+        plain = with_gradient(plain, leaves ? as_input(gradient) : plain.grad);
+        launch_merge_wgrad<T>(queue, plain, partial.of, partial.chunks, scale_product);
+      } else if (dweight_wanted) {
+        tile::wgrad<T>(queue, plain, scale_product);
+      }
       if (tiled_dgrad) narrow_dgrad ? narrow::dgrad<T>(queue, plain) : tile::dgrad<T>(queue, plain);
-      if (dweight_wanted) tile::wgrad<T>(queue, plain, scale_product);
       dx_wanted = dx_wanted && !tiled_dgrad;
       dweight_wanted = false;
     }

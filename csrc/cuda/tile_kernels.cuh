@@ -125,44 +125,4 @@ __global__ void __launch_bounds__(kElementThreads)
   }
 }
 
-// What dgrad and wgrad multiply, once and for both: the gradient past the ReLU and, in the BatchNorm form, with respect
-// to the convolution's output. sum and sum_xhat: (K), BatchNorm only.
-template <class T>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
-    output_gradient(ConvBackward args, RowPlan plan, const float* sum, const float* sum_xhat, OutRows out) {
-  const ConvShape& s = args.shape;
-  const bool normalises = args.bn.raw.data, residual_masks = normalises && args.relu && args.bn.residual.data;
-  const int64_t channel = plan.channel<T>();
-  if (channel >= s.k) return;
-  const float inverse_rows = 1.f / float(s.n * s.t_out * s.p);
-  PackNorm<T> norm;
-  float mean_gradient[kChunk<T>], mean_product[kChunk<T>];
-  if (normalises) norm.read(args.bn, channel);
-  for (int e = 0; e < kChunk<T>; ++e) {
-    mean_gradient[e] = normalises ? sum[channel + e] * inverse_rows : 0.f;
-    mean_product[e] = normalises ? sum_xhat[channel + e] * inverse_rows : 0.f;
-  }
-  plan.walk<kGradientLoads>([&](const Position& at, int64_t left) {
-    Pack<T> grad[kGradientLoads], output[kGradientLoads], residual[kGradientLoads];
-    plan.load(grad, args.grad, at, left, channel);
-    plan.load(output, normalises ? args.bn.raw : args.y, at, left, channel);
-    if (residual_masks) plan.load(residual, args.bn.residual, at, left, channel);
-#pragma unroll
-    for (int i = 0; i < kGradientLoads; ++i) {
-      if (i * plan.lanes >= left) break;
-#pragma unroll
-      for (int e = 0; e < kChunk<T>; ++e) {
-        const float raw = float(output[i].of[e]);
-        float y = normalises ? norm.of[e](raw) : raw;
-        if (residual_masks) y += float(residual[i].of[e]);
-        if (args.relu && float(T(y)) <= 0) grad[i].of[e] = T(0.f);
-        if (!normalises) continue;
-        const float centred = float(grad[i].of[e]) - mean_gradient[e] - norm.of[e].xhat(raw) * mean_product[e];
-        grad[i].of[e] = T(centred * (norm.of[e].invstd * norm.of[e].gamma));
-      }
-    }
-    plan.store(grad, out, at, left, channel);
-  });
-}
-
 }  // namespace slowfast_fast::cuda::tile

@@ -177,32 +177,9 @@ bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   return false;
 }
 
-// The same gradients asked for with the gradient of the convolution's output (in the affine form, before its scale) as
-// what is given: neither ReLU nor BatchNorm is left. Every tile of both products would otherwise repeat what they take,
-// kt * C / 128 times in dgrad, in instructions that compete with those that feed the tensor cores. Writing it once moves
-// five tensors through memory instead of four.
-template <class T, class Queue>
-ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const float* sum, const float* sum_xhat) {
-  const ConvShape& s = args.shape;
-  ConvBackward plain = args;
-  plain.relu = false;
-  plain.bn = {};
-  plain.y = {};
-  const bool normalises = args.bn.raw.data;
-  if (!normalises && !args.relu) return plain;
-  if (!normalises && args.dresidual.data) {
-    plain.grad = {args.dresidual.data, args.dresidual.stride_n, args.dresidual.stride_t, args.dresidual.stride_p};
-    return plain;
-  }
-  T* gradient = queue.template workspace<T>(rows_out(s) * s.k);
-  const OutRows out{gradient, s.t_out * s.p * s.k, s.p * s.k, s.k};
-  const RowPlan rows = gradient_plan<T>(args);
-  queue.launch(output_gradient<T>, row_launch<T>(rows, 0), args, rows, sum, sum_xhat, out);
-  plain.grad = {gradient, out.stride_n, out.stride_t, out.stride_p};
-  return plain;
-}
-
-// args as with_output_gradient returns them.
+// args with the gradient of the convolution's output, as gradient.cuh leaves them. Every tile of both products would
+// otherwise form it anew, kt * C / 128 times in dgrad, in instructions that compete with those that feed the tensor
+// cores.
 template <class T, class Queue>
 void dgrad(Queue& queue, const ConvBackward& args) {
   const ConvShape& s = args.shape;
@@ -248,7 +225,7 @@ Chunks wgrad_chunks(const ConvShape& s) {
   return cut(rows_out(s), kLeastWgradRows, std::max({int64_t(1), fill, long_enough}));
 }
 
-// args as with_output_gradient returns them. scale_product: see finish_wgrad.
+// args as for dgrad. scale_product: see finish_wgrad.
 template <class T, class Queue>
 void wgrad(Queue& queue, const ConvBackward& args, float* scale_product) {
   const ConvShape& s = args.shape;

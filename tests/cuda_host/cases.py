@@ -72,6 +72,11 @@ def rows(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous(memory_format=torch.channels_last_3d)
 
 
+def to_tf32(t: torch.Tensor) -> torch.Tensor:
+    """The nearest numbers with 10 bits of mantissa, ties away from zero."""
+    return ((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def pitched(t: torch.Tensor) -> torch.Tensor:
     """t as the last channels of a wider tensor, at a multiple of 16 bytes, as lateral_concat leaves them."""
     n, c, *frame = t.shape
