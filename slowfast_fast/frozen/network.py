@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from .graphs import CudaGraphs
 
+# Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
+MOST_CLIPS = 4
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -65,7 +68,21 @@ class FrozenNetwork(nn.Module):
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
             if self._graphs is not None:
                 return self._graphs([*x, *others])
+            if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and not others and self.detection_head is None:
+                return self._run_in_turn(x)
             return self._run(list(x), others)
+
+    def _run_in_turn(self, x: Sequence[Tensor]) -> Any:
+        """A large batch on the CPU, MOST_CLIPS clips after the others."""
+        result: Any = None
+        for first in range(0, len(x[0]), MOST_CLIPS):
+            part = self._run([clip[first : first + MOST_CLIPS] for clip in x], ())
+            if not isinstance(part, Tensor) or len(part) != len(x[0][first : first + MOST_CLIPS]):
+                return self._run(list(x), ())  # the head does not give a row a clip
+            if result is None:
+                result = part.new_empty((len(x[0]), *part.shape[1:]))
+            result[first : first + MOST_CLIPS].copy_(part)
+        return result
 
     def _run(self, x: list[Tensor], others: Sequence[Tensor]) -> Any:
         out: Any = x

@@ -1,0 +1,180 @@
+"""The frozen network as a whole: what runs, how much memory lives, golden files, random configurations, export."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tf32
+from network_testing import SMALL, clips, distance
+from test_freeze import assert_same, stock_and_frozen
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import slowfast_fast
+from slowfast_fast import freeze
+from slowfast_fast.reference.slowfast import SlowFast
+
+R50: dict[str, Any] = {"dropout_rate": 0.0, "head_pool_kernel_sizes": ((2, 2, 2), (8, 2, 2))}
+# What a fused layer must not leave behind as a pass of its own.
+PASSES = ("aten::cat", "aten::batch_norm", "aten::relu", "aten::relu_", "aten::add", "aten::add_", "aten::max_pool3d")
+
+
+def ran(model: nn.Module, x: list[Tensor]) -> dict[str, int]:
+    """The operators that a call runs, and how often."""
+    model(list(x))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.no_grad():
+        model(list(x))
+    return {event.key: event.count for event in profiler.key_averages()}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_no_pass_is_left_of_its_own() -> None:
+    """No cat, no norm, no activation, and of sums only that of the two pathways' logits; copies only of the clips."""
+    stock, frozen = SlowFast(**R50).eval(), freeze(slowfast_fast.create_slowfast(**R50))
+    x = [clip.float() for clip in clips(1, size=64)]
+    assert ran(stock, x)["aten::cat"] == 5
+    counts = ran(frozen, x)
+    assert {name: counts[name] for name in PASSES if name in counts} == {"aten::add": 2}
+    assert counts.get("aten::contiguous", 0) <= 2
+    lateral = {name: count for name, count in counts.items() if "lateral_concat" in name}
+    assert lateral == {
+        "slowfast_fast::max_pool_lateral_concat": 1,
+        "slowfast_fast::temporal_conv_lateral_concat": 3,
+    }
+
+
+def most_live_bytes(model: nn.Module, x: list[Tensor]) -> int:
+    """The most bytes that PyTorch's allocator had given out at once since the call began."""
+    model(list(x))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.inference_mode():
+        model(list(x))
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_activations_take_little_memory() -> None:
+    """At batch 8 the live bytes of a call are at most 60 % of those of stock under inference_mode."""
+    stock, frozen = SlowFast(**R50).eval(), freeze(slowfast_fast.create_slowfast(**R50))
+    x = [clip.float() for clip in clips(8, size=64)]
+    stocks, ours = most_live_bytes(stock, x), most_live_bytes(frozen, x)
+    assert ours <= 0.6 * stocks, (ours, stocks)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_large_batch_in_turn() -> None:
+    """Logits at every position come as a tensor of a row a clip, too."""
+    for options in ({}, {"head_output_with_global_average": False}):
+        stock, frozen = stock_and_frozen(**options)
+        for batch in (5, 8):
+            assert_same(stock, frozen, clips(batch, dtype=torch.float32))
+
+
+# Compilers
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.usefixtures("one_thread")
+def test_export() -> None:
+    """An exported program holds the folded weights, and takes other batches and sizes where they were left open."""
+    stock, frozen = stock_and_frozen(head_pool=nn.AdaptiveAvgPool3d)
+    x = clips(3, size=48, dtype=torch.float32)
+    size = {0: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(frozen, (x,), dynamic_shapes=([size, size],))
+    assert not any("batch_norm" in str(node.target) or "aten.cat" in str(node.target) for node in program.graph.nodes)
+    assert_same(stock, program.module(), x)
+    assert_same(stock, program.module(), clips(2, size=48, dtype=torch.float32))
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.usefixtures("one_thread")
+def test_aot_inductor_package(tmp_path: Path) -> None:
+    stock, frozen = stock_and_frozen()
+    x = clips(2, dtype=torch.float32)
+    program = torch.export.export(frozen, (x,))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "slowfast.pt2"))
+    assert_same(stock, torch._inductor.aoti_load_package(package), x)
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.usefixtures("one_thread")
+def test_torch_compile() -> None:
+    stock, frozen = stock_and_frozen()
+    torch.compiler.reset()
+    compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    assert_same(stock, compiled, clips(2, dtype=torch.float32))
+
+
+# CUDA graphs
+
+
+def test_a_graph_that_cannot_be_captured_warns_once() -> None:
+    model = slowfast_fast.create_slowfast(**SMALL)
+    plain, graphed = freeze(model), freeze(model, cuda_graph=True)
+    x = clips(2, dtype=torch.float32)
+    with pytest.warns(RuntimeWarning, match="cuda_graph=True runs without a graph here: the clips are on cpu"):
+        assert torch.equal(graphed(x), plain(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(graphed(x), plain(x))
+    assert torch.equal(copy.deepcopy(graphed).to("cpu").load_state_dict(graphed.state_dict()) and plain(x), plain(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    """As exact as stock under autocast, with and without a graph."""
+    model = slowfast_fast.create_slowfast(**SMALL).cuda()
+    stock = SlowFast(**SMALL).cuda().eval()
+    stock.load_state_dict(model.state_dict())
+    x = [clip.cuda().to(dtype) for clip in clips(4, dtype=torch.float32)]
+    with torch.no_grad(), tf32(False):
+        exact = copy.deepcopy(stock).double()([clip.double() for clip in x])
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            theirs = distance(stock([clip.float() for clip in x]).double(), exact)
+        for graph in (False, True):
+            frozen = freeze(model, dtype=dtype, cuda_graph=graph)
+            assert distance(frozen(x).double(), exact) <= max(2 * theirs, torch.finfo(dtype).eps)
+
+
+@pytest.mark.gpu
+def test_graphs_of_several_shapes_streams_and_threads() -> None:
+    model = slowfast_fast.create_slowfast(**SMALL).cuda()
+    plain, graphed = freeze(model), freeze(model, cuda_graph=True)
+    given = [[clip.cuda() for clip in clips(batch, dtype=torch.float32)] for batch in (1, 2, 3)]
+    expected = [plain(x) for x in given]
+    torch.cuda.synchronize()
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(10):
+                index = (which + turn) % len(given)
+                if not torch.allclose(graphed(given[index]), expected[index], rtol=1e-4, atol=1e-4):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.gpu
+def test_a_moved_or_loaded_network_is_captured_again() -> None:
+    one, other = (slowfast_fast.create_slowfast(**SMALL).cuda() for _ in range(2))
+    x = [clip.cuda() for clip in clips(2, dtype=torch.float32)]
+    frozen = freeze(one, cuda_graph=True)
+    frozen(x)
+    frozen.load_state_dict(freeze(other).state_dict())
+    torch.testing.assert_close(frozen(x), freeze(other)(x), rtol=1e-4, atol=1e-4)
