@@ -33,8 +33,11 @@ struct Shape {
   static constexpr int kIn = kParts * Pack<T>::kSize;  // input channels of a step
   static constexpr int kValues = 2 * tiles;            // adjacent output channels of a lane
   static constexpr int kOut = kParts * kValues;        // output channels of a block
+  // With this many sums a lane has no room for moments beside them if three blocks are to fit: kernels that gather none
+  // are compiled apart.
+  static constexpr bool kApart = tiles * (slots + 1) == 16;
   // Asked of the compiler, which else spills a register or two to make room for a third block of the widest.
-  static constexpr int kBlocksPerSM = tiles * (slots + 1) < 15 ? 3 : 2;
+  static constexpr int kBlocksPerSM(bool gathers) { return tiles * (slots + 1) < 16 || (kApart && !gathers) ? 3 : 2; }
 };
 
 // y[u] = sum over taps of weight[tap] * x[u * stride - padding + tap], frames outside the clip being 0; y[u] is frame
@@ -305,10 +308,10 @@ __device__ void merge_lanes(const RunningMoments<Shape::kValues>& of_lane, Momen
   partial[threadIdx.x] = moments;
 }
 
-// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), it leaves the
-// moments of what it stored.
-template <class Shape>
-__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM)
+// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), for which it must have
+// been compiled to gather, it leaves the moments of what it stored.
+template <class Shape, bool kGathers>
+__global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM(kGathers))
     narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
   using T = typename Shape::T;
   const int first_out = blockIdx.y * Shape::kOut;
@@ -324,8 +327,8 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM)
   Warp<Shape> warp(conv, plan, first_out, fragments, vectors);
   RunningMoments<Shape::kValues> moments;
   for (int64_t item = blockIdx.x * kWarps + threadIdx.x / kWarp; item < plan.items; item += gridDim.x * kWarps)
-    warp.run(item, partial, moments);
-  if (partial) merge_lanes<Shape>(moments, partial + int64_t(blockIdx.x) * conv.out + first_out);
+    warp.run(item, kGathers && partial, moments);
+  if (kGathers && partial) merge_lanes<Shape>(moments, partial + int64_t(blockIdx.x) * conv.out + first_out);
 }
 
 }  // namespace slowfast_fast::cuda::narrow

@@ -158,7 +158,8 @@ int64_t launch(Queue& queue, const Conv& conv, Moments<float>* partial) {
     blocks = std::min(ceil_div(plan.items, kWarps), kMostPartials);
     const size_t bytes = 2 * Shape::kOut * sizeof(float) + weight_bytes;
     const size_t for_moments = kWarps * Shape::kOut * sizeof(Moments<float>);
-    queue.launch(narrow_kernel<Shape>,
+    const auto kernel = partial || !Shape::kApart ? narrow_kernel<Shape, true> : narrow_kernel<Shape, !Shape::kApart>;
+    queue.launch(kernel,
                  {dim3(unsigned(blocks), unsigned(conv.out / Shape::kOut)), kThreads, std::max(bytes, for_moments)},
                  conv, plan, partial);
   });
