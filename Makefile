@@ -9,6 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Named after what was asked for, so that another TORCH is installed, not ignored.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 
 .DEFAULT_GOAL := help
@@ -33,10 +34,12 @@ gpu:             ## on a CUDA machine: build, run the GPU tests and sanitizers, 
 lint: $(STAMP)-dev       ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
-format: $(STAMP)-dev     ## format every Python file
+format: $(STAMP)-dev     ## format every Python, C++ and CUDA file
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 	$(BIN)/ruff check --fix .
 
 build: $(STAMP)-torch    ## compile what changed, beside the Python sources

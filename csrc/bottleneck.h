@@ -15,10 +15,11 @@ inline const void* bottleneck_weight(const Tensor& weight, const Tensor& x, cons
 }
 
 // All of a call but its result.
-inline Bottleneck bottleneck_block(const Tensor& x, const Tensor& weight_a, const Tensor& shift_a, const Tensor& weight_b,
-                                   const Tensor& shift_b, const Tensor& weight_c, const Tensor& shift_c,
-                                   const OptionalTensor& shortcut_weight, const OptionalTensor& shortcut_shift, int64_t padding,
-                                   int64_t stride, int64_t dilation, bool tf32) {
+inline Bottleneck bottleneck_block(const Tensor& x, const Tensor& weight_a, const Tensor& shift_a,
+                                   const Tensor& weight_b, const Tensor& shift_b, const Tensor& weight_c,
+                                   const Tensor& shift_c, const OptionalTensor& shortcut_weight,
+                                   const OptionalTensor& shortcut_shift, int64_t padding, int64_t stride,
+                                   int64_t dilation, bool tf32) {
   Bottleneck args{};
   args.x = rows(x, "x");
   for (int64_t d = 1; d < 5; ++d) STD_TORCH_CHECK(x.size(d) >= 1, "x may be empty in N only");
@@ -36,7 +37,8 @@ inline Bottleneck bottleneck_block(const Tensor& x, const Tensor& weight_a, cons
   args.dilation = dilation;
   STD_TORCH_CHECK(args.j >= 1 && args.k >= 1, "weight_a and weight_c must have output channels");
   STD_TORCH_CHECK(padding >= 0 && args.kt == 2 * padding + 1, "weight_a and padding must keep T");
-  STD_TORCH_CHECK((stride == 1 || stride == 2) && (dilation == 1 || dilation == 2), "stride and dilation must be 1 or 2");
+  STD_TORCH_CHECK((stride == 1 || stride == 2) && (dilation == 1 || dilation == 2),
+                  "stride and dilation must be 1 or 2");
   args.dtype = dtype_of(x, "x");
   args.tf32 = tf32;
   args.weight_a = bottleneck_weight(weight_a, x, {args.j, args.c, args.kt, 1, 1}, "weight_a");
@@ -57,11 +59,12 @@ inline Bottleneck bottleneck_block(const Tensor& x, const Tensor& weight_a, cons
 }
 
 template <class Device>
-Tensor bottleneck(const Tensor& x, const Tensor& weight_a, const Tensor& shift_a, const Tensor& weight_b, const Tensor& shift_b,
-                  const Tensor& weight_c, const Tensor& shift_c, const OptionalTensor& shortcut_weight,
-                  const OptionalTensor& shortcut_shift, int64_t padding, int64_t stride, int64_t dilation, bool tf32) {
-  Bottleneck args = bottleneck_block(x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight, shortcut_shift,
-                                     padding, stride, dilation, tf32);
+Tensor bottleneck(const Tensor& x, const Tensor& weight_a, const Tensor& shift_a, const Tensor& weight_b,
+                  const Tensor& shift_b, const Tensor& weight_c, const Tensor& shift_c,
+                  const OptionalTensor& shortcut_weight, const OptionalTensor& shortcut_shift, int64_t padding,
+                  int64_t stride, int64_t dilation, bool tf32) {
+  Bottleneck args = bottleneck_block(x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight,
+                                     shortcut_shift, padding, stride, dilation, tf32);
   Tensor y = empty_channels_last(x, {args.n, args.k, args.t, args.h_out(), args.w_out()});
   args.y = out_rows(y);
   Device(x).bottleneck(args);
@@ -69,11 +72,12 @@ Tensor bottleneck(const Tensor& x, const Tensor& weight_a, const Tensor& shift_a
 }
 
 template <class Device>
-void bottleneck_out(const Tensor& out, const Tensor& x, const Tensor& weight_a, const Tensor& shift_a, const Tensor& weight_b,
-                    const Tensor& shift_b, const Tensor& weight_c, const Tensor& shift_c, const OptionalTensor& shortcut_weight,
-                    const OptionalTensor& shortcut_shift, int64_t padding, int64_t stride, int64_t dilation, bool tf32) {
-  Bottleneck args = bottleneck_block(x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight, shortcut_shift,
-                                     padding, stride, dilation, tf32);
+void bottleneck_out(const Tensor& out, const Tensor& x, const Tensor& weight_a, const Tensor& shift_a,
+                    const Tensor& weight_b, const Tensor& shift_b, const Tensor& weight_c, const Tensor& shift_c,
+                    const OptionalTensor& shortcut_weight, const OptionalTensor& shortcut_shift, int64_t padding,
+                    int64_t stride, int64_t dilation, bool tf32) {
+  Bottleneck args = bottleneck_block(x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight,
+                                     shortcut_shift, padding, stride, dilation, tf32);
   check_like(out, x, "out");
   check_sizes(out, {args.n, args.k, args.t, args.h_out(), args.w_out()}, "out");
   args.y = out_rows(out);

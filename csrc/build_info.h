@@ -1,5 +1,5 @@
-// What CMake knows of this build, as text; an empty string stands for "none". The values are in a source of their own, which
-// CMake writes, so that a new commit recompiles these few lines and not the Python module.
+// What CMake knows of this build, as text; an empty string stands for "none". The values are in a source of their own,
+// which CMake writes, so that a new commit recompiles these few lines and not the Python module.
 #pragma once
 
 namespace slowfast_fast {
@@ -11,7 +11,7 @@ struct BuildInfo {
   const char* compiler;
   const char* torch;
   const char* cuda;
-  const char* cuda_archs;  // separated by spaces
+  const char* cuda_archs;            // separated by spaces
   const char* cpu_instruction_sets;  // separated by spaces
 };
 

@@ -37,16 +37,16 @@ inline void check_like(const Tensor& t, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(t.device() == x.device(), name, " is on another device than the input");
 }
 
-// Rows need channels side by side and one stride for the positions of a frame; a stride over a dimension of size 1 or in a tensor
-// without elements says nothing.
+// Rows need channels side by side and one stride for the positions of a frame; a stride over a dimension of size 1 or
+// in a tensor without elements says nothing.
 template <typename Pointer>
 RowsOf<Pointer> as_rows(const Tensor& t, Pointer data, const char* name) {
   STD_TORCH_CHECK(t.dim() == 5, name, " must be (N, C, T, H, W), got ", t.dim(), " dimensions");
   const int64_t c = t.size(1), h = t.size(3), w = t.size(4);
   const int64_t stride_p = w > 1 ? t.stride(4) : h > 1 ? t.stride(3) : c;
   STD_TORCH_CHECK(
-      t.numel() == 0 || ((c == 1 || t.stride(1) == 1) && (h == 1 || w == 1 || t.stride(3) == w * t.stride(4))),
-      name, " must be rows (channels_last_3d or a slice of it)");
+      t.numel() == 0 || ((c == 1 || t.stride(1) == 1) && (h == 1 || w == 1 || t.stride(3) == w * t.stride(4))), name,
+      " must be rows (channels_last_3d or a slice of it)");
   return {data, t.size(0) > 1 ? t.stride(0) : 0, t.size(2) > 1 ? t.stride(2) : 0, stride_p};
 }
 
@@ -83,18 +83,19 @@ inline ConvShape conv_shape(const Tensor& x, const Tensor& weight, int64_t strid
                       weight.numel() > 0 && weight.is_contiguous(),
                   "weight must be a contiguous (K, C, kt, 1, 1) with the C of the input");
   check_like(weight, x, "weight");
-  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && dilation >= 1, "stride and dilation must be positive, padding not negative");
+  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && dilation >= 1,
+                  "stride and dilation must be positive, padding not negative");
   const int64_t kt = weight.size(2), span = x.size(2) + 2 * padding - dilation * (kt - 1);
   STD_TORCH_CHECK(span >= 1, "the kernel is longer than the padded clip");
   return {x.size(0), x.size(1), weight.size(0), x.size(2), (span - 1) / stride + 1, x.size(3) * x.size(4),
-          kt, stride, padding, dilation};
+          kt,        stride,    padding,        dilation};
 }
 
 inline Sizes output_sizes(const ConvShape& s, const Tensor& x) { return {s.n, s.k, s.t_out, x.size(3), x.size(4)}; }
 
 inline Tensor empty_channels_last(const Tensor& like, const Sizes& sizes) {
-  return torch::stable::empty({sizes.data(), sizes.size()}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast3d);
+  return torch::stable::empty({sizes.data(), sizes.size()}, like.scalar_type(), std::nullopt, like.device(),
+                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast3d);
 }
 
 inline Tensor empty_vector(const Tensor& like, int64_t k) {

@@ -8,9 +8,7 @@ namespace py = pybind11;
 
 namespace {
 
-py::object text_or_none(const char* text) {
-  return *text ? py::object(py::str(text)) : py::object(py::none());
-}
+py::object text_or_none(const char* text) { return *text ? py::object(py::str(text)) : py::object(py::none()); }
 
 py::list words(const char* text) { return py::str(text).attr("split")(); }
 
@@ -34,7 +32,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "How this build of slowfast_fast was made.";
   m.def("build_info", &build_info,
-        "version, commit (None outside a git checkout; '-dirty' when files differed from it), build_type, compiler, torch "
+        "version, commit (None outside a git checkout; '-dirty' when files differed from it), build_type, compiler, "
+        "torch "
         "(whose headers were used), abi_target (oldest torch served), cuda (None without CUDA kernels), cuda_archs, "
         "cpu_instruction_sets.");
 }

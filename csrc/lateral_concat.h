@@ -1,5 +1,5 @@
-// lateral_concat and its training form, for any device that carries out primitives.h. Their backward is that of temporal_conv on a
-// channel slice of the gradient.
+// lateral_concat and its training form, for any device that carries out primitives.h. Their backward is that of
+// temporal_conv on a channel slice of the gradient.
 #pragma once
 #include "temporal_conv.h"
 
@@ -27,22 +27,37 @@ Tensor lateral_concat(const Tensor& slow, const Tensor& fast, const Tensor& weig
                       const OptionalTensor& shift, int64_t alpha, int64_t padding, bool relu, bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
   Tensor out = concat_buffer<Device>(slow, fast, s);
-  Device(fast).forward({s, dtype_of(fast, "fast"), tf32, rows(fast, "fast"), weight.data_ptr(),
-                        vector(scale, fast, s.k, "scale"), vector(shift, fast, s.k, "shift"), {}, relu,
+  Device(fast).forward({s,
+                        dtype_of(fast, "fast"),
+                        tf32,
+                        rows(fast, "fast"),
+                        weight.data_ptr(),
+                        vector(scale, fast, s.k, "scale"),
+                        vector(shift, fast, s.k, "shift"),
+                        {},
+                        relu,
                         channel_slice(out, slow.size(1))});
   return out;
 }
 
 template <class Device>
-Tensor lateral_concat_bn_frozen(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& gamma,
-                                const OptionalTensor& beta, const Tensor& running_mean, const Tensor& running_var,
-                                int64_t alpha, int64_t padding, double eps, bool relu, bool tf32) {
+Tensor lateral_concat_bn_frozen(const Tensor& slow, const Tensor& fast, const Tensor& weight,
+                                const OptionalTensor& gamma, const OptionalTensor& beta, const Tensor& running_mean,
+                                const Tensor& running_var, int64_t alpha, int64_t padding, double eps, bool relu,
+                                bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
   const Tensor folded = fold<Device>({gamma, beta, running_mean, running_var, eps}, fast, s.k);
   const char* scale = static_cast<const char*>(folded.data_ptr());
   Tensor out = concat_buffer<Device>(slow, fast, s);
-  Device(fast).forward({s, dtype_of(fast, "fast"), tf32, rows(fast, "fast"), weight.data_ptr(), scale,
-                        scale + s.k * static_cast<int64_t>(folded.element_size()), {}, relu,
+  Device(fast).forward({s,
+                        dtype_of(fast, "fast"),
+                        tf32,
+                        rows(fast, "fast"),
+                        weight.data_ptr(),
+                        scale,
+                        scale + s.k * static_cast<int64_t>(folded.element_size()),
+                        {},
+                        relu,
                         channel_slice(out, slow.size(1))});
   return out;
 }

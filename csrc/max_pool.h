@@ -13,8 +13,8 @@ inline MaxPool max_pool_args(const Tensor& x, int64_t kernel, int64_t stride, in
                   "kernel and stride must be positive, padding at most half of the kernel");
   const int64_t h = x.size(3) + 2 * padding - kernel, w = x.size(4) + 2 * padding - kernel;
   STD_TORCH_CHECK(h >= 0 && w >= 0, "the kernel is larger than the padded image");
-  return {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4), h / stride + 1, w / stride + 1,
-          kernel,    stride,    padding,   dtype_of(x, "x"), rows(x, "x"), {}};
+  return {x.size(0), x.size(1), x.size(2),        x.size(3),    x.size(4), h / stride + 1, w / stride + 1, kernel,
+          stride,    padding,   dtype_of(x, "x"), rows(x, "x"), {}};
 }
 
 template <class Device>

@@ -43,8 +43,7 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "bottleneck_out(Tensor(a!) out, Tensor x, Tensor weight_a, Tensor shift_a, Tensor weight_b, Tensor shift_b, "
       "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "
       "int padding, int stride, int dilation, bool tf32) -> ()");
-  m.def(
-      "temporal_conv_pack(Tensor x, Tensor weight, int stride, int padding, int dilation, bool tf32) -> Tensor");
+  m.def("temporal_conv_pack(Tensor x, Tensor weight, int stride, int padding, int dilation, bool tf32) -> Tensor");
   m.def(
       "temporal_conv_packed(Tensor x, Tensor weight, Tensor packed, Tensor? scale, Tensor? shift, Tensor? residual, "
       "int stride, int padding, int dilation, bool relu, bool tf32) -> Tensor");

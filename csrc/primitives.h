@@ -11,8 +11,8 @@ namespace slowfast_fast {
 enum class Dtype { Float32, Float64, Float16, BFloat16 };
 
 // A (N, C, T, H, W) tensor as rows of C adjacent channels. Row (n, t, p), p = h * W + w, starts at
-// data + n * stride_n + t * stride_t + p * stride_p, counted in elements. stride_p exceeds the number of channels when the rows are a
-// channel slice of a wider tensor. data == nullptr: the argument is absent.
+// data + n * stride_n + t * stride_t + p * stride_p, counted in elements. stride_p exceeds the number of channels when
+// the rows are a channel slice of a wider tensor. data == nullptr: the argument is absent.
 template <typename Pointer>
 struct RowsOf {
   Pointer data = nullptr;
@@ -21,7 +21,8 @@ struct RowsOf {
 using Rows = RowsOf<const void*>;
 using OutRows = RowsOf<void*>;
 
-// y[n, k, t, p] = sum over c, j of weight[k, c, j] * x[n, c, t * stride + j * dilation - padding, p], frames outside the clip being 0.
+// y[n, k, t, p] = sum over c, j of weight[k, c, j] * x[n, c, t * stride + j * dilation - padding, p], frames outside
+// the clip being 0.
 struct ConvShape {
   int64_t n, c, k;
   int64_t t_in, t_out;
@@ -41,11 +42,12 @@ struct ConvForward {
   Rows residual;
   bool relu;
   OutRows y;
-  const void* packed = nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
+  const void* packed =
+      nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
 };
 
-// y[n, c, t, h, w] = max over the kernel x kernel window of x[n, c, t] at (h, w) * stride - padding, positions outside the
-// image left out; NaN wins, as in torch. No window lies outside altogether.
+// y[n, c, t, h, w] = max over the kernel x kernel window of x[n, c, t] at (h, w) * stride - padding, positions outside
+// the image left out; NaN wins, as in torch. No window lies outside altogether.
 struct MaxPool {
   int64_t n, c, t;
   int64_t h_in, w_in, h_out, w_out;
@@ -129,10 +131,10 @@ struct RunningStats {
   double momentum;
 };
 
-// y = relu(c(relu(b(relu(a(x) + shift_a)) + shift_b)) + shift_c + residual): the bottleneck block of a ResNet in inference. a is a
-// (kt, 1, 1) convolution C -> J that keeps T, b a (1, 3, 3) convolution J -> J with as much padding as dilation, c pointwise J -> K.
-// The residual is x, or where there is a shortcut, the pointwise convolution C -> K of x with the stride of b, and its shift.
-// What b sees beside the image is 0, not relu(shift_a).
+// y = relu(c(relu(b(relu(a(x) + shift_a)) + shift_b)) + shift_c + residual): the bottleneck block of a ResNet in
+// inference. a is a (kt, 1, 1) convolution C -> J that keeps T, b a (1, 3, 3) convolution J -> J with as much padding
+// as dilation, c pointwise J -> K. The residual is x, or where there is a shortcut, the pointwise convolution C -> K of
+// x with the stride of b, and its shift. What b sees beside the image is 0, not relu(shift_a).
 struct Bottleneck {
   int64_t n, c, j, k;
   int64_t t, h, w;           // of x
@@ -141,11 +143,12 @@ struct Bottleneck {
   Dtype dtype;
   bool tf32;  // as in ConvForward
   Rows x;
-  const void *weight_a, *shift_a;                // (J, C, kt), (J)
-  const void *weight_b, *shift_b;                // (J, J, 3, 3), (J)
-  const void *weight_c, *shift_c;                // (K, J), (K)
-  const void *weight_shortcut, *shift_shortcut;  // (K, C), (K); nullptr without a shortcut, which needs C = K and stride 1
-  OutRows y;                                     // shares no memory with x
+  const void *weight_a, *shift_a;  // (J, C, kt), (J)
+  const void *weight_b, *shift_b;  // (J, J, 3, 3), (J)
+  const void *weight_c, *shift_c;  // (K, J), (K)
+  const void *weight_shortcut,
+      *shift_shortcut;  // (K, C), (K); nullptr without a shortcut, which needs C = K and stride 1
+  OutRows y;            // shares no memory with x
 
   int64_t h_out() const { return (h - 1) / stride + 1; }
   int64_t w_out() const { return (w - 1) / stride + 1; }

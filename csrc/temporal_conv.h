@@ -23,10 +23,12 @@ Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor
   return y;
 }
 
-// The weight as the device's kernels read it, bytes for temporal_conv_packed to be given for every x of this dtype and device whose
-// result has one frame, or for every one whose result has several. Empty where the kernels read the weight as it is.
+// The weight as the device's kernels read it, bytes for temporal_conv_packed to be given for every x of this dtype and
+// device whose result has one frame, or for every one whose result has several. Empty where the kernels read the weight
+// as it is.
 template <class Device>
-Tensor temporal_conv_pack(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation, bool tf32) {
+Tensor temporal_conv_pack(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation,
+                          bool tf32) {
   ConvForward args{};
   args.shape = conv_shape(x, weight, stride, padding, dilation);
   args.dtype = dtype_of(x, "x");
@@ -40,16 +42,25 @@ Tensor temporal_conv_pack(const Tensor& x, const Tensor& weight, int64_t stride,
 
 template <class Device>
 Tensor temporal_conv_packed(const Tensor& x, const Tensor& weight, const Tensor& packed, const OptionalTensor& scale,
-                            const OptionalTensor& shift, const OptionalTensor& residual, int64_t stride, int64_t padding,
-                            int64_t dilation, bool relu, bool tf32) {
+                            const OptionalTensor& shift, const OptionalTensor& residual, int64_t stride,
+                            int64_t padding, int64_t dilation, bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   Tensor y = empty_channels_last(x, out);
-  ConvForward args{s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
-                   vector(shift, x, s.k, "shift"), optional_rows(residual, x, out, "residual"), relu, out_rows(y)};
+  ConvForward args{s,
+                   dtype_of(x, "x"),
+                   tf32,
+                   rows(x, "x"),
+                   weight.data_ptr(),
+                   vector(scale, x, s.k, "scale"),
+                   vector(shift, x, s.k, "shift"),
+                   optional_rows(residual, x, out, "residual"),
+                   relu,
+                   out_rows(y)};
   const int64_t bytes = Device::packed_bytes(args);
   STD_TORCH_CHECK(packed.numel() == bytes && packed.scalar_type() == ScalarType::Byte && packed.device() == x.device(),
-                  "packed must be ", bytes, " bytes from temporal_conv_pack for this x and weight, got ", packed.numel());
+                  "packed must be ", bytes, " bytes from temporal_conv_pack for this x and weight, got ",
+                  packed.numel());
   if (bytes) args.packed = packed.data_ptr();
   Device(x).forward(args);
   return y;
@@ -91,15 +102,17 @@ Tensor temporal_conv_bn_frozen(const Tensor& x, const Tensor& weight, const Opti
   return y;
 }
 
-// Fills in the results that are wanted, runs the backward and returns them; shared by the affine and the BatchNorm form.
+// Fills in the results that are wanted, runs the backward and returns them; shared by the affine and the BatchNorm
+// form.
 template <class Device>
 Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight, bool need_x, bool need_weight,
                        bool need_scale, bool need_shift, bool need_residual) {
   const ConvShape& s = args.shape;
   const Sizes out = output_sizes(s, x), in{s.n, s.c, s.t_in, x.size(3), x.size(4)};
   Tensor dx = need_x ? empty_channels_last(x, in) : nothing(x);
-  Tensor dweight = need_weight ? torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device())
-                               : nothing(x);
+  Tensor dweight = need_weight
+                       ? torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device())
+                       : nothing(x);
   Tensor dscale = need_scale ? empty_vector(x, s.k) : nothing(x);
   Tensor dshift = need_shift ? empty_vector(x, s.k) : nothing(x);
   Tensor dresidual = need_residual ? empty_channels_last(x, out) : nothing(x);
@@ -114,8 +127,9 @@ Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight,
 
 template <class Device>
 Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
-                                 const OptionalTensor& y, int64_t stride, int64_t padding, int64_t dilation, bool need_x,
-                                 bool need_weight, bool need_scale, bool need_shift, bool need_residual, bool tf32) {
+                                 const OptionalTensor& y, int64_t stride, int64_t padding, int64_t dilation,
+                                 bool need_x, bool need_weight, bool need_scale, bool need_shift, bool need_residual,
+                                 bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   ConvBackward args{};
@@ -131,7 +145,8 @@ Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tens
   return run_backward<Device>(args, x, weight, need_x, need_weight, need_scale, need_shift, need_residual);
 }
 
-// Convolution with batch statistics into `raw`, then the normalised result into `y`. Returns (raw, mean, invstd, unbiased_var).
+// Convolution with batch statistics into `raw`, then the normalised result into `y`. Returns (raw, mean, invstd,
+// unbiased_var).
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, const Tensor& weight, const ConvShape& s,
                                                            const OptionalTensor& gamma, const OptionalTensor& beta,
@@ -149,9 +164,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, cons
 }
 
 template <class Device>
-Normalised temporal_conv_bn(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma, const OptionalTensor& beta,
-                            const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, double eps,
-                            bool relu, bool tf32) {
+Normalised temporal_conv_bn(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma,
+                            const OptionalTensor& beta, const OptionalTensor& residual, int64_t stride, int64_t padding,
+                            int64_t dilation, double eps, bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   Tensor y = empty_channels_last(x, out);
@@ -161,11 +176,12 @@ Normalised temporal_conv_bn(const Tensor& x, const Tensor& weight, const Optiona
 }
 
 template <class Device>
-Gradients temporal_conv_bn_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const OptionalTensor& gamma,
-                                    const OptionalTensor& beta, const OptionalTensor& residual, const Tensor& raw,
-                                    const Tensor& mean, const Tensor& invstd, int64_t stride, int64_t padding,
-                                    int64_t dilation, bool relu, bool need_x, bool need_weight, bool need_gamma,
-                                    bool need_beta, bool need_residual, bool tf32) {
+Gradients temporal_conv_bn_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                    const OptionalTensor& gamma, const OptionalTensor& beta,
+                                    const OptionalTensor& residual, const Tensor& raw, const Tensor& mean,
+                                    const Tensor& invstd, int64_t stride, int64_t padding, int64_t dilation, bool relu,
+                                    bool need_x, bool need_weight, bool need_gamma, bool need_beta, bool need_residual,
+                                    bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
   ConvBackward args{};

@@ -1,5 +1,5 @@
-// What fills the wide input of a slow stage in inference, instead of a concatenation: the slow pathway's last layer and the
-// lateral convolution, each into its own channels of one tensor.
+// What fills the wide input of a slow stage in inference, instead of a concatenation: the slow pathway's last layer and
+// the lateral convolution, each into its own channels of one tensor.
 #pragma once
 #include "lateral_concat.h"
 #include "max_pool.h"
@@ -13,16 +13,26 @@ struct Lateral {
   bool relu, tf32;
 };
 
-// The result with the lateral part behind c_slow channels that are left to the caller, which has `frames` frames of h x w in them.
+// The result with the lateral part behind c_slow channels that are left to the caller, which has `frames` frames of h x
+// w in them.
 template <class Device>
 Tensor with_lateral(const Lateral& l, const Tensor& x, int64_t c_slow, int64_t frames, int64_t h, int64_t w) {
   const ConvShape s = conv_shape(l.fast, l.weight, l.alpha, l.padding, 1);
   check_like(x, l.fast, "x");
   check_sizes(l.fast, {x.size(0), s.c, s.t_in, h, w}, "fast");
-  STD_TORCH_CHECK(s.t_out == frames, "the lateral convolution gives ", s.t_out, " frames, the slow pathway has ", frames);
+  STD_TORCH_CHECK(s.t_out == frames, "the lateral convolution gives ", s.t_out, " frames, the slow pathway has ",
+                  frames);
   Tensor out = wide_buffer(c_slow, l.fast, s);
-  Device(l.fast).forward({s, dtype_of(l.fast, "fast"), l.tf32, rows(l.fast, "fast"), l.weight.data_ptr(), nullptr,
-                          vector(l.shift, l.fast, s.k, "lateral_shift"), {}, l.relu, channel_slice(out, c_slow)});
+  Device(l.fast).forward({s,
+                          dtype_of(l.fast, "fast"),
+                          l.tf32,
+                          rows(l.fast, "fast"),
+                          l.weight.data_ptr(),
+                          nullptr,
+                          vector(l.shift, l.fast, s.k, "lateral_shift"),
+                          {},
+                          l.relu,
+                          channel_slice(out, c_slow)});
   return out;
 }
 
@@ -35,8 +45,9 @@ Tensor temporal_conv_lateral_concat(const Tensor& x, const Tensor& weight, const
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Lateral lateral{fast, lateral_weight, lateral_shift, alpha, lateral_padding, lateral_relu, tf32};
   Tensor out = with_lateral<Device>(lateral, x, s.k, s.t_out, x.size(3), x.size(4));
-  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), nullptr, vector(shift, x, s.k, "shift"),
-                     optional_rows(residual, x, output_sizes(s, x), "residual"), relu, channel_slice(out, 0)});
+  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), nullptr,
+                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, output_sizes(s, x), "residual"), relu,
+                     channel_slice(out, 0)});
   return out;
 }
 

@@ -20,7 +20,8 @@ using namespace cpu;
 
 class Taps {
  public:
-  // Destination frames sum source frames: forward (frames of the output over frames of the input) or, transposed, dgrad.
+  // Destination frames sum source frames: forward (frames of the output over frames of the input) or, transposed,
+  // dgrad.
   Taps(const ConvShape& s, bool transposed) {
     const int64_t frames = transposed ? s.t_in : s.t_out;
     std::vector<std::vector<std::pair<int64_t, int64_t>>> of(static_cast<size_t>(frames));
@@ -46,10 +47,10 @@ class Taps {
   std::vector<int32_t> first_, frame_, tap_;
 };
 
-// Block sizes from the caches that every core of the supported processors has: 32 KiB of L1 data, 512 KiB of L2. They fix the
-// order of summation, so they may depend on shapes and on the instruction set only. plan.h has that of L1.
+// Block sizes from the caches that every core of the supported processors has: 32 KiB of L1 data, 512 KiB of L2. They
+// fix the order of summation, so they may depend on shapes and on the instruction set only. plan.h has that of L1.
 constexpr int64_t l2_size = 512 << 10;
-constexpr int64_t l2_source = 96 << 10, l2_sums = 192 << 10;       // a convolution task's source block and unfinished sums
+constexpr int64_t l2_source = 96 << 10, l2_sums = 192 << 10;  // a convolution task's source block and unfinished sums
 constexpr int64_t wgrad_x = 128 << 10, wgrad_gradient = 96 << 10;  // a wgrad task's blocks
 static_assert(l2_source + l2_sums <= l2_size * 5 / 8 && wgrad_x + wgrad_gradient <= l2_size / 2, "streams need L2 too");
 
@@ -57,8 +58,8 @@ int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, s
 
 bool three_taps(const ConvShape& s) { return s.kt == 3 && s.stride == 1 && s.dilation == 1; }
 
-// Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it where each value meets
-// many of the other side. One frame has no pair.
+// Winograd trades a third of the products for additions on its input (C values a row) and output (K): worth it where
+// each value meets many of the other side. One frame has no pair.
 bool use_winograd(const ConvShape& s, int64_t frames) {
   return three_taps(s) && frames >= 2 && s.c * s.k >= 1024 && s.c >= 16 && s.k >= 16;
 }
@@ -70,16 +71,16 @@ Method forward_method(const ConvForward& args) {
   return use_winograd(s, s.t_out) ? Method::Winograd : Method::Direct;
 }
 
-// Frames are often a multiple of 4 KiB apart, so that the taps of one position compete for the same sets of L1. Up to four taps leave room for
-// the weights beside them; more of them evict a block of weights that is not small.
+// Frames are often a multiple of 4 KiB apart, so that the taps of one position compete for the same sets of L1. Up to
+// four taps leave room for the weights beside them; more of them evict a block of weights that is not small.
 bool must_gather(const ConvPlan& plan) {
   const Blocking& b = plan.blocking;
   const int64_t weights = plan.kt * b.c_block * b.panel * static_cast<int64_t>(acc_size(plan.dtype));
   return plan.method == Method::Direct && plan.kt > 4 && weights > l1_weights / 2;
 }
 
-// The panels of a task: as many as keep its unfinished sums in L2, but fewer where images are small and tasks few. Each group of panels
-// reads the source anew, so 16 tasks have to do.
+// The panels of a task: as many as keep its unfinished sums in L2, but fewer where images are small and tasks few. Each
+// group of panels reads the source anew, so 16 tasks have to do.
 int64_t panel_group(const ConvPlan& plan, const Blocking& b, int64_t sum_frames) {
   const int64_t size = static_cast<int64_t>(acc_size(plan.dtype)), panels = ceil_div(plan.k, b.panel);
   const int64_t most = clamp(l2_sums / (sum_frames * b.p_block * size) / b.panel, 1, panels);
@@ -118,8 +119,8 @@ int64_t row_tasks(const ConvPlan& plan) {
   return plan.n * ceil_div(plan.p, plan.blocking.p_block) * ceil_div(plan.t, plan.blocking.t_block);
 }
 
-// A weight in memory: strides of the product's output and reduced channels, its taps reversed or not, the reduced channels multiplied by
-// `factor` (the scale, in dgrad) where there is one.
+// A weight in memory: strides of the product's output and reduced channels, its taps reversed or not, the reduced
+// channels multiplied by `factor` (the scale, in dgrad) where there is one.
 struct PlainWeight {
   const void* data;
   int64_t stride_out, stride_reduced;
@@ -132,14 +133,26 @@ PlainWeight forward_weight(const ConvForward& args) {
 }
 
 size_t packed_size(const ConvPlan& plan) {
-  const int64_t panels = ceil_div(plan.k, plan.blocking.panel), matrices = plan.method == Method::Winograd ? 4 : plan.kt;
+  const int64_t panels = ceil_div(plan.k, plan.blocking.panel),
+                matrices = plan.method == Method::Winograd ? 4 : plan.kt;
   return static_cast<size_t>(panels * plan.blocking.panel * plan.c * matrices) * acc_size(plan.dtype);
 }
 
 void pack_weight(const ConvPlan& plan, const PlainWeight& weight, void* to) {
   const Blocking& b = plan.blocking;
-  const PackPlan pack{plan.dtype, plan.k,      plan.c, plan.kt, weight.stride_out, weight.stride_reduced, b.panel,
-                      b.c_block,  plan.method == Method::Winograd, weight.flip, weight.data, weight.factor, to};
+  const PackPlan pack{plan.dtype,
+                      plan.k,
+                      plan.c,
+                      plan.kt,
+                      weight.stride_out,
+                      weight.stride_reduced,
+                      b.panel,
+                      b.c_block,
+                      plan.method == Method::Winograd,
+                      weight.flip,
+                      weight.data,
+                      weight.factor,
+                      to};
   parallel(ceil_div(plan.k, b.panel), kernels().pack_scratch(pack),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().pack(pack, begin, end, scratch); });
 }
@@ -224,8 +237,11 @@ struct NormalisedGradient {
   PaddedVector mean, factor, beta, slope, offset;
 
   NormalisedGradient(const ConvBackward& args, int64_t k)
-      : mean(args.dtype, k, args.bn.mean, 0), factor(normalising_factor(args.dtype, k, args.bn.gamma, args.bn.invstd)),
-        beta(args.dtype, k, args.bn.beta, 0), slope(args.dtype, k, nullptr, 0), offset(args.dtype, k, nullptr, 0) {}
+      : mean(args.dtype, k, args.bn.mean, 0),
+        factor(normalising_factor(args.dtype, k, args.bn.gamma, args.bn.invstd)),
+        beta(args.dtype, k, args.bn.beta, 0),
+        slope(args.dtype, k, nullptr, 0),
+        offset(args.dtype, k, nullptr, 0) {}
 
   void attach(Source& source) const {
     source.mean = mean.get();
@@ -288,8 +304,8 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.x.rows = args.x;
   plan.gradient = gradient;
   plan.taps = taps.table();
-  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1. dscale = sum(weight * dweight) is
-  // a small difference of large terms: when it is wanted, sums in one accumulator are short and direct.
+  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1. dscale = sum(weight *
+  // dweight) is a small difference of large terms: when it is wanted, sums in one accumulator are short and direct.
   const bool exact = args.dscale && !args.bn.raw.data;
   plan.winograd = !exact && use_winograd(s, s.t_out);
   plan.lead = -s.padding;
@@ -299,17 +315,22 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.blocking.p_block = exact ? 16 : clamp(l1_weights / (plan.blocking.t_block * tile.panel * size), 8, 32);
   const int64_t rows = (plan.winograd ? 2 : 1) * plan.blocking.t_block * plan.blocking.p_block;
   plan.blocking.c_block = clamp(wgrad_x / (rows * size) / 16 * 16, 16, std::max<int64_t>(s.c, 16));
-  // 16 tasks or more: by groups of panels (of two at least, since each reads all of x) and, where the weight is narrow, by chunks of rows,
-  // each with sums of the weight's size. No chunk adds up more than a few blocks in single precision.
-  plan.blocking.k_group = tile.panel * std::min(panels, clamp(panels / 16, 2, std::max<int64_t>(2, wgrad_gradient / (rows * size) / tile.panel)));
+  // 16 tasks or more: by groups of panels (of two at least, since each reads all of x) and, where the weight is narrow,
+  // by chunks of rows, each with sums of the weight's size. No chunk adds up more than a few blocks in single
+  // precision.
+  plan.blocking.k_group =
+      tile.panel *
+      std::min(panels, clamp(panels / 16, 2, std::max<int64_t>(2, wgrad_gradient / (rows * size) / tile.panel)));
   const int64_t groups = ceil_div(s.k, plan.blocking.k_group), blocks = s.n * ceil_div(s.p, plan.blocking.p_block);
   plan.chunks = std::max<int64_t>(1, std::min(blocks, std::max(16 / groups, ceil_div(blocks, exact ? 4 : 16))));
-  const Buffer partial(static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * (plan.winograd ? 4 : s.kt) * size));
+  const Buffer partial(
+      static_cast<size_t>(plan.chunks * panels * tile.panel * s.c * (plan.winograd ? 4 : s.kt) * size));
   plan.partial = partial.get();
   parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().wgrad(plan, begin, end, scratch); });
-  const WgradResult result{args.dtype, s.c,          s.k,        s.kt,         tile.panel, plan.chunks, plan.winograd, partial.get(),
-                           args.weight, args.scale, args.dweight, args.bn.raw.data ? nullptr : args.dscale};
+  const WgradResult result{args.dtype,  s.c,         s.k,           s.kt,
+                           tile.panel,  plan.chunks, plan.winograd, partial.get(),
+                           args.weight, args.scale,  args.dweight,  args.bn.raw.data ? nullptr : args.dscale};
   parallel(panels, [&](int64_t begin, int64_t end) { kernels().wgrad_result(result, begin, end); });
 }
 
@@ -350,7 +371,7 @@ void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
 void Cpu::normalise(const Normalise& args) {
   const PaddedVector mean(args.dtype, args.k, args.mean, 0), beta(args.dtype, args.k, args.beta, 0);
   const PaddedVector factor = normalising_factor(args.dtype, args.k, args.gamma, args.invstd);
-  const NormalisePlan plan{args.dtype, args.n,       args.t,       args.p,     args.k,    args.raw,
+  const NormalisePlan plan{args.dtype,    args.n,     args.t,       args.p,     args.k,    args.raw,
                            args.residual, mean.get(), factor.get(), beta.get(), args.relu, args.y};
   parallel(args.n * args.t * ceil_div(args.p, row_block),
            [&](int64_t begin, int64_t end) { kernels().normalise(plan, begin, end); });
@@ -433,7 +454,8 @@ void Cpu::update_running(const RunningStats& args) {
     const auto run = [&](auto* values) {
       using T = std::remove_pointer_t<decltype(values)>;
       for (int64_t k = 0; k < args.k; ++k) {
-        const double added = args.batch_is_double ? static_cast<const double*>(batch)[k] : static_cast<const float*>(batch)[k];
+        const double added =
+            args.batch_is_double ? static_cast<const double*>(batch)[k] : static_cast<const float*>(batch)[k];
         values[k] = static_cast<T>((1 - factor) * static_cast<double>(values[k]) + factor * added);
       }
     };

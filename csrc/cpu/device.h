@@ -1,4 +1,5 @@
-// The CPU as a device: csrc/primitives.h carried out by the kernels of the best instruction set, on PyTorch's thread pool.
+// The CPU as a device: csrc/primitives.h carried out by the kernels of the best instruction set, on PyTorch's thread
+// pool.
 #pragma once
 #include "checks.h"
 #include "plan.h"
@@ -25,7 +26,8 @@ class Cpu {
 };
 
 namespace cpu {
-// The kernels in use: the widest instruction set that this processor has, or less if ATEN_CPU_CAPABILITY says so, as for PyTorch.
+// The kernels in use: the widest instruction set that this processor has, or less if ATEN_CPU_CAPABILITY says so, as
+// for PyTorch.
 const Kernels& kernels();
 }  // namespace cpu
 }  // namespace slowfast_fast

@@ -1,6 +1,6 @@
 // What the threads of a CPU operator work on: plain descriptions, made by device.cpp and read by the kernels, which are
-// compiled once per instruction set. Every kernel takes a range [begin, end) of independent tasks; how the work is cut into tasks
-// depends on the shapes only, never on the number of threads, so that results do not either.
+// compiled once per instruction set. Every kernel takes a range [begin, end) of independent tasks; how the work is cut
+// into tasks depends on the shapes only, never on the number of threads, so that results do not either.
 #pragma once
 #include "primitives.h"
 
@@ -92,14 +92,16 @@ struct PackPlan {
   void* to;
 };
 
-// A residual block, primitives.h's Bottleneck, in bands: `rows` output rows of `frames` frames, a and b of which a thread keeps in its
-// scratch. Tasks: frame blocks x bands x clips, the frame blocks fastest, so that a thread finds the frames around its next task in cache.
+// A residual block, primitives.h's Bottleneck, in bands: `rows` output rows of `frames` frames, a and b of which a
+// thread keeps in its scratch. Tasks: frame blocks x bands x clips, the frame blocks fastest, so that a thread finds
+// the frames around its next task in cache.
 struct BottleneckPlan {
   Bottleneck block;
   int64_t h_out, w_out;
   int64_t frames, rows;
-  const void *weight_a, *weight_b, *weight_c, *weight_shortcut;  // packed: [panel][tap][reduced channel][channel of the panel]
-  const void *shift_a, *shift_b, *shift_c;                       // padded; shift_c includes the shortcut's
+  const void *weight_a, *weight_b, *weight_c,
+      *weight_shortcut;                     // packed: [panel][tap][reduced channel][channel of the panel]
+  const void *shift_a, *shift_b, *shift_c;  // padded; shift_c includes the shortcut's
 };
 
 // Passes over rows; tasks are blocks of `row_block` rows of one frame.
@@ -114,7 +116,8 @@ struct NormalisePlan {
   OutRows y;
 };
 
-// Per task: sums[task][0][k] = sum of g, sums[task][1][k] = sum of g * (raw - mean); g is also written to dresidual when wanted.
+// Per task: sums[task][0][k] = sum of g, sums[task][1][k] = sum of g * (raw - mean); g is also written to dresidual
+// when wanted.
 struct SumsPlan {
   Dtype dtype;
   int64_t n, t, p, k;
@@ -145,10 +148,16 @@ struct Kernels {
   void (*max_pool)(const MaxPool&, int64_t, int64_t);  // tasks: rows of the result's images
 };
 
-namespace baseline { const Kernels& kernels(); }
+namespace baseline {
+const Kernels& kernels();
+}
 #if defined(SFF_HAVE_X86_ISAS)
-namespace avx2 { const Kernels& kernels(); }
-namespace avx512 { const Kernels& kernels(); }
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
 #endif
 
 static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -16,7 +16,10 @@ inline size_t storage_size(Dtype dtype) { return dtype == Dtype::Float64 ? 8 : d
 class Buffer {
  public:
   explicit Buffer(size_t bytes) : memory_(::operator new(std::max<size_t>(bytes, 1), std::align_val_t(64))) {}
-  template <typename T = void> T* get() const { return static_cast<T*>(memory_.get()); }
+  template <typename T = void>
+  T* get() const {
+    return static_cast<T*>(memory_.get());
+  }
 
  private:
   struct Delete {
@@ -57,7 +60,10 @@ class PaddedVector {
       std::fill(to + k, to + k + vector_pad, zero);
     });
   }
-  template <typename T = void> T* get() const { return buffer_.get<T>(); }
+  template <typename T = void>
+  T* get() const {
+    return buffer_.get<T>();
+  }
 
  private:
   Buffer buffer_;

@@ -6,11 +6,12 @@
 
 namespace slowfast_fast::cuda {
 
-// One block per chunk of output rows (y) and group of channels (x). Writes the residual's gradient, the gradient past the
-// ReLU, if it is wanted, and leaves the chunk's sums of it and of it times xhat, (chunks, K) each, where there is room for them.
+// One block per chunk of output rows (y) and group of channels (x). Writes the residual's gradient, the gradient past
+// the ReLU, if it is wanted, and leaves the chunk's sums of it and of it times xhat, (chunks, K) each, where there is
+// room for them.
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads) gradient_sums(ConvBackward args, Chunks chunks, Accumulator<T>* partial,
-                                                                 Accumulator<T>* partial_xhat) {
+__global__ void __launch_bounds__(kReduceThreads)
+    gradient_sums(ConvBackward args, Chunks chunks, Accumulator<T>* partial, Accumulator<T>* partial_xhat) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   const OutputGradient<T> gradient(args, nullptr, nullptr);
@@ -37,8 +38,8 @@ __global__ void __launch_bounds__(kReduceThreads) gradient_sums(ConvBackward arg
 
 // One block per chunk of input rows and (grid-stride) tile of input channels. sum and sum_xhat: (K), BatchNorm only.
 template <class T>
-__global__ void __launch_bounds__(kThreads) dgrad_kernel(ConvBackward args, Chunks chunks, const Accumulator<T>* sum,
-                                                         const Accumulator<T>* sum_xhat) {
+__global__ void __launch_bounds__(kThreads)
+    dgrad_kernel(ConvBackward args, Chunks chunks, const Accumulator<T>* sum, const Accumulator<T>* sum_xhat) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   auto& tiles = shared_memory<Tiles<Acc>>();
@@ -62,8 +63,8 @@ __global__ void __launch_bounds__(kThreads) dgrad_kernel(ConvBackward args, Chun
   }
 }
 
-// partial[chunk][k][tap * C + channel]: the weight's gradient over a chunk of output rows, but for factor(k). One block per
-// chunk and (grid-stride) tile.
+// partial[chunk][k][tap * C + channel]: the weight's gradient over a chunk of output rows, but for factor(k). One block
+// per chunk and (grid-stride) tile.
 template <class T>
 __global__ void __launch_bounds__(kThreads) wgrad_kernel(ConvBackward args, Chunks chunks, const Accumulator<T>* sum,
                                                          const Accumulator<T>* sum_xhat, Accumulator<T>* partial) {
@@ -90,11 +91,12 @@ __global__ void __launch_bounds__(kThreads) wgrad_kernel(ConvBackward args, Chun
   }
 }
 
-// One block per output channel: brings the sum over all rows, (K, kt, C), to the weight's order and applies factor(k). The affine
-// form's dscale is the product of the weight with the gradient before that factor: sum over rows of g * conv(x).
+// One block per output channel: brings the sum over all rows, (K, kt, C), to the weight's order and applies factor(k).
+// The affine form's dscale is the product of the weight with the gradient before that factor: sum over rows of g *
+// conv(x).
 template <class T>
-__global__ void __launch_bounds__(kReduceThreads) finish_wgrad(ConvBackward args, const Accumulator<T>* sum,
-                                                                Accumulator<T>* dscale) {
+__global__ void __launch_bounds__(kReduceThreads)
+    finish_wgrad(ConvBackward args, const Accumulator<T>* sum, Accumulator<T>* dscale) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   const OutputGradient<T> gradient(args, nullptr, nullptr);
@@ -115,7 +117,8 @@ __global__ void __launch_bounds__(kReduceThreads) finish_wgrad(ConvBackward args
 
 // From the chunks' partial results to dweight and, if it is wanted, dscale.
 template <class T, class Queue>
-void launch_merge_wgrad(Queue& queue, const ConvBackward& args, Accumulator<T>* partial, int64_t chunks, Accumulator<T>* dscale) {
+void launch_merge_wgrad(Queue& queue, const ConvBackward& args, Accumulator<T>* partial, int64_t chunks,
+                        Accumulator<T>* dscale) {
   using Acc = Accumulator<T>;
   const int64_t values = args.shape.k * args.shape.kt * args.shape.c;
   if (chunks != 1) {
@@ -124,7 +127,8 @@ void launch_merge_wgrad(Queue& queue, const ConvBackward& args, Accumulator<T>* 
     queue.launch(sum_chunks<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Acc>)), plan, sums, sums);
     partial = sums.to;
   }
-  queue.launch(finish_wgrad<T>, {dim3(unsigned(args.shape.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, partial, dscale);
+  queue.launch(finish_wgrad<T>, {dim3(unsigned(args.shape.k)), kReduceThreads, sizeof(BlockValues<Acc>)}, args, partial,
+               dscale);
 }
 
 }  // namespace slowfast_fast::cuda

@@ -3,6 +3,7 @@
 namespace slowfast_fast::cuda::narrow {
 
 template int64_t launch<torch::headeronly::BFloat16>(Queue&, const Conv&, Moments<float>*);
-template PartialWgrad launch_wgrad<torch::headeronly::BFloat16>(Queue&, const ConvBackward&, const float*, const float*, const OutRows&);
+template PartialWgrad launch_wgrad<torch::headeronly::BFloat16>(Queue&, const ConvBackward&, const float*, const float*,
+                                                                const OutRows&);
 
 }  // namespace slowfast_fast::cuda::narrow

@@ -19,8 +19,8 @@ struct ChannelNorm {
 
   __device__ Acc xhat(Acc raw) const { return (raw - mean) * invstd; }
 
-  // BatchNorm's result before residual and activation. The backward repeats it for the ReLU mask and must get the same bits,
-  // so the one multiply-add is spelled out instead of being left to the compiler.
+  // BatchNorm's result before residual and activation. The backward repeats it for the ReLU mask and must get the same
+  // bits, so the one multiply-add is spelled out instead of being left to the compiler.
   __device__ Acc operator()(Acc raw) const { return fma(xhat(raw), gamma, beta); }
 };
 
@@ -42,7 +42,8 @@ __device__ Accumulator<T> normalised(const BN& bn, const Position& at, int64_t k
 __device__ inline int64_t first_element() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline int64_t element_step() { return int64_t(gridDim.x) * blockDim.x; }
 
-constexpr int64_t kMostBlocks = 65536;  // of a loop over tiles or elements; a block that gets several takes them in turn
+// Of a loop over tiles or elements; a block that gets several takes them in turn.
+constexpr int64_t kMostBlocks = 65536;
 
 inline Launch element_launch(int64_t elements) {
   return {dim3(unsigned(std::min(ceil_div(elements, kElementThreads), kMostBlocks))), kElementThreads, 0};
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(kElementThreads) fold_kernel(FoldBatchNorm arg
   const Acc invstd = Acc(1) / sqrt(static_cast<const Acc*>(args.var)[k] + Acc(args.eps));
   const Acc scale = channel_or(args.gamma, k, Acc(1)) * invstd;
   static_cast<Acc*>(args.scale)[k] = scale;
-  static_cast<Acc*>(args.shift)[k] = fma(-static_cast<const Acc*>(args.mean)[k], scale, channel_or(args.beta, k, Acc(0)));
+  static_cast<Acc*>(args.shift)[k] =
+      fma(-static_cast<const Acc*>(args.mean)[k], scale, channel_or(args.beta, k, Acc(0)));
 }
 
 // One block: every thread needs the count that one of them advances. T is the running statistics' type.
@@ -90,8 +92,8 @@ __global__ void __launch_bounds__(kElementThreads) update_running_kernel(Running
   const auto update = [&](void* running, const void* batch) {
     if (!running) return;
     for (int64_t k = threadIdx.x; k < args.k; k += blockDim.x) {
-      const double value = args.batch_is_double ? static_cast<const double*>(batch)[k]
-                                                : double(static_cast<const float*>(batch)[k]);
+      const double value =
+          args.batch_is_double ? static_cast<const double*>(batch)[k] : double(static_cast<const float*>(batch)[k]);
       T& average = static_cast<T*>(running)[k];
       average = T(Accumulator<T>((1.0 - factor) * double(average) + factor * value));
     }

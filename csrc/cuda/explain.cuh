@@ -42,10 +42,8 @@ inline std::string explain(const ConvShape& s, Dtype dtype, bool tf32, bool alig
     using T = typename decltype(type)::type;
     const auto say = [&](const char* product, bool narrow, const char* reason, auto&& tiled) {
       said += std::string(said.empty() ? "" : "; ") + product + ": ";
-      if constexpr (std::is_same_v<T, double>)
-        said += general_because(reason);
-      else
-        said += narrow ? "narrow kernels" : reason ? general_because(reason) : tiled();
+      if constexpr (std::is_same_v<T, double>) said += general_because(reason);
+      else said += narrow ? "narrow kernels" : reason ? general_because(reason) : tiled();
     };
     const char* of_backward = tile::why_not(backward);
     say("forward", !narrow::why_not<T>(forward), tile::why_not(forward),

@@ -13,7 +13,8 @@ struct ForwardShared {
   Acc mean[kTile];
 };
 
-// Sums value(i, j) over the rows of a tile; thread c < kTile gets the sum of column c. The next call must be a barrier away.
+// Sums value(i, j) over the rows of a tile; thread c < kTile gets the sum of column c. The next call must be a barrier
+// away.
 template <class Acc, class Value>
 __device__ Acc sum_columns(ForwardShared<Acc>& shared, const Value& value) {
   for (int j = 0; j < kPerThread; ++j) {
@@ -28,12 +29,15 @@ __device__ Acc sum_columns(ForwardShared<Acc>& shared, const Value& value) {
   return sum;
 }
 
-// The moments of column c of a tile of `rows` rows, for thread c < kTile. The deviations are taken from the tile's own mean.
+// The moments of column c of a tile of `rows` rows, for thread c < kTile. The deviations are taken from the tile's own
+// mean.
 template <class Acc>
-__device__ Moments<Acc> column_moments(ForwardShared<Acc>& shared, const Acc (&value)[kPerThread][kPerThread], int64_t rows) {
+__device__ Moments<Acc> column_moments(ForwardShared<Acc>& shared, const Acc (&value)[kPerThread][kPerThread],
+                                       int64_t rows) {
   Moments<Acc> moments;
   moments.count = Acc(rows);
-  moments.mean = sum_columns(shared, [&](int i, int j) { return tile_row(i) < rows ? value[i][j] : Acc(0); }) / Acc(rows);
+  moments.mean =
+      sum_columns(shared, [&](int i, int j) { return tile_row(i) < rows ? value[i][j] : Acc(0); }) / Acc(rows);
   if (threadIdx.x < kTile) shared.mean[threadIdx.x] = moments.mean;
   __syncthreads();
   moments.m2 = sum_columns(shared, [&](int i, int j) {
@@ -43,10 +47,11 @@ __device__ Moments<Acc> column_moments(ForwardShared<Acc>& shared, const Acc (&v
   return moments;
 }
 
-// One block per chunk of output rows and (grid-stride) tile of output channels. With `partial`, (chunks, K), it also leaves the
-// moments of what it stored, after the rounding to T.
+// One block per chunk of output rows and (grid-stride) tile of output channels. With `partial`, (chunks, K), it also
+// leaves the moments of what it stored, after the rounding to T.
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(ConvForward args, Chunks chunks, Moments<Accumulator<T>>* partial) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(ConvForward args, Chunks chunks, Moments<Accumulator<T>>* partial) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   auto& shared = shared_memory<ForwardShared<Acc>>();

@@ -97,7 +97,8 @@ OutRows gradient_workspace(Queue& queue, const ConvShape& s) {
   return {queue.template workspace<T>(rows_out(s) * s.k), s.t_out * s.p * s.k, s.p * s.k, s.k};
 }
 
-// The gradient of the convolution's output, written in one pass over what it is formed from, unless it is there already.
+// The gradient of the convolution's output, written in one pass over what it is formed from, unless it is there
+// already.
 template <class T, class Queue>
 ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const float* sum, const float* sum_xhat) {
   if (!gradient_changes(args)) return args;

@@ -54,8 +54,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     const Chunks chunks = by_packs ? rows.chunks : cut(rows_out(s), kRowLanes, kMostPartials);
     Acc* partial = sum ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
     Acc* partial_xhat = sum_xhat ? queue.template workspace<Acc>(chunks.count * s.k) : nullptr;
-    if (chunks.count > 0 && by_packs)
-      launch_gradient_rows<T>(queue, args, rows, partial, partial_xhat);
+    if (chunks.count > 0 && by_packs) launch_gradient_rows<T>(queue, args, rows, partial, partial_xhat);
     else if (chunks.count > 0)
       queue.launch(gradient_sums<T>,
                    {dim3(channel_groups(s.k), unsigned(chunks.count)), kReduceThreads, sizeof(BlockValues<Acc>)}, args,
@@ -77,8 +76,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
       ConvBackward plain = past_relu(args);
       const bool narrow_wgrad = dweight_wanted && !narrow::why_not_wgrad<T>(args);
       // A narrow wgrad reads each row once, so it is the one to form the gradient, and dgrad reads what it leaves.
-      if (!narrow_wgrad || !narrow::forms_gradient(plain))
-        plain = with_output_gradient<T>(queue, plain, sum, sum_xhat);
+      if (!narrow_wgrad || !narrow::forms_gradient(plain)) plain = with_output_gradient<T>(queue, plain, sum, sum_xhat);
       if (narrow_wgrad) {
         const bool leaves = tiled_dgrad && narrow::forms_gradient(plain);
         const OutRows gradient = leaves ? gradient_workspace<T>(queue, s) : OutRows{};
@@ -154,7 +152,8 @@ template <class Queue>
 void pack(Queue& queue, const ConvForward& args, void* to) {
   with_type(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if constexpr (!std::is_same_v<T, double>) tile::launch_pack<T>(queue, args.shape, args.weight, nullptr, static_cast<T*>(to));
+    if constexpr (!std::is_same_v<T, double>)
+      tile::launch_pack<T>(queue, args.shape, args.weight, nullptr, static_cast<T*>(to));
   });
 }
 

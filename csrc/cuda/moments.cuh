@@ -1,5 +1,5 @@
-// Per-channel sums and statistics over rows, in two stages: each block leaves the partial result of its chunk of rows, a
-// second kernel merges the chunks in their order. No atomics, so the result is the same from run to run.
+// Per-channel sums and statistics over rows, in two stages: each block leaves the partial result of its chunk of rows,
+// a second kernel merges the chunks in their order. No atomics, so the result is the same from run to run.
 #pragma once
 #include "types.cuh"
 
@@ -9,7 +9,8 @@ constexpr int kReduceThreads = 256;
 constexpr int kLanes = 32;  // channels of a block, adjacent in memory; the other 7 of 8 threads share their rows
 constexpr int kRowLanes = kReduceThreads / kLanes;
 
-// Mean and sum of squared deviations from it. Merged as Chan, Golub and LeVeque (1979): never E[x^2] - E[x]^2, which cancels.
+// Mean and sum of squared deviations from it. Merged as Chan, Golub and LeVeque (1979): never E[x^2] - E[x]^2, which
+// cancels.
 template <class Acc>
 struct Moments {
   Acc count = 0, mean = 0, m2 = 0;
@@ -57,8 +58,8 @@ struct BlockValues {
   Value of[kMostBlockValues];
 };
 
-// Thread t < width gets the values of threads t, t + width, t + 2 * width, ... < threads, folded as a tree whose shape follows
-// from their number alone. Every thread of the block takes part.
+// Thread t < width gets the values of threads t, t + width, t + 2 * width, ... < threads, folded as a tree whose shape
+// follows from their number alone. Every thread of the block takes part.
 template <class Value, class Fold>
 __device__ Value fold_threads(int threads, int width, Value value, const Fold& fold) {
   auto& shared = shared_memory<BlockValues<Value>>();
@@ -90,7 +91,8 @@ __device__ Acc sum_row_lanes(Acc value) {
   return fold_threads(kReduceThreads, kLanes, value, Add());
 }
 
-// Merging is latency and little else: as many row lanes as there is use for, each with a few independent loads in flight.
+// Merging is latency and little else: as many row lanes as there is use for, each with a few independent loads in
+// flight.
 constexpr int kMergeThreads = 512;
 constexpr int kMergeLoads = 4;
 constexpr int kMostMergeLanes = 64;  // leaves 8 adjacent channels, a 32-byte sector of floats
@@ -111,7 +113,8 @@ inline MergePlan merge_plan(int64_t chunks, int64_t channels) {
 }
 
 inline Launch merge_launch(const MergePlan& plan, unsigned merges, size_t shared_bytes) {
-  return {dim3(unsigned(ceil_div(plan.channels, plan.columns)), merges), unsigned(plan.columns * plan.lanes), shared_bytes};
+  return {dim3(unsigned(ceil_div(plan.channels, plan.columns)), merges), unsigned(plan.columns * plan.lanes),
+          shared_bytes};
 }
 
 // The fold of a channel's chunks, for row lane 0. Every thread of the block takes part.
@@ -138,13 +141,14 @@ struct ChunkSum {
 template <class Acc>
 __global__ void __launch_bounds__(kMergeThreads) sum_chunks(MergePlan plan, ChunkSum<Acc> first, ChunkSum<Acc> second) {
   const Acc sum = fold_chunks(plan, blockIdx.y == 0 ? first.from : second.from, Add());
-  if (plan.lane() == 0 && plan.channel() < plan.channels) (blockIdx.y == 0 ? first.to : second.to)[plan.channel()] = sum;
+  if (plan.lane() == 0 && plan.channel() < plan.channels)
+    (blockIdx.y == 0 ? first.to : second.to)[plan.channel()] = sum;
 }
 
 // The statistics of the batch from those of its chunks. Without any row the mean and the variances are 0.
 template <class Acc>
-__global__ void __launch_bounds__(kMergeThreads) merge_statistics(MergePlan plan, const Moments<Acc>* partial, int64_t rows,
-                                                                   BatchStats out) {
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_statistics(MergePlan plan, const Moments<Acc>* partial, int64_t rows, BatchStats out) {
   const auto batch = fold_chunks(plan, partial, [](Moments<Acc>& a, const Moments<Acc>& b) { a.merge(b); });
   const int64_t k = plan.channel();
   if (plan.lane() != 0 || k >= plan.channels) return;
@@ -158,7 +162,8 @@ template <class Acc, class Queue>
 void launch_merge_statistics(Queue& queue, const Moments<Acc>* partial, int64_t chunks, int64_t channels, int64_t rows,
                              const BatchStats& out) {
   const MergePlan plan = merge_plan(chunks, channels);
-  queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows, out);
+  queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows,
+               out);
 }
 
 }  // namespace slowfast_fast::cuda

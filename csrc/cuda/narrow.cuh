@@ -73,10 +73,8 @@ __device__ void multiply(float (&sum)[4], const Words (&x)[2], const Words& weig
   for (int s = 0; s < 4; s += 2) {
     const uint32_t a[] = {x[0].of[s], x[1].of[s], x[0].of[s + 1], x[1].of[s + 1]},
                    b[] = {weight.of[s], weight.of[s + 1]};
-    if constexpr (std::is_same_v<T, float>)
-      mma_tf32(sum, a, b);
-    else
-      mma<T>(sum, a, b);
+    if constexpr (std::is_same_v<T, float>) mma_tf32(sum, a, b);
+    else mma<T>(sum, a, b);
   }
 }
 
@@ -308,8 +306,8 @@ __device__ void merge_lanes(const RunningMoments<Shape::kValues>& of_lane, Momen
   partial[threadIdx.x] = moments;
 }
 
-// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), for which it must have
-// been compiled to gather, it leaves the moments of what it stored.
+// Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), for which it must
+// have been compiled to gather, it leaves the moments of what it stored.
 template <class Shape, bool kGathers>
 __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM(kGathers))
     narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {

@@ -37,10 +37,8 @@ bool with_positions(const Conv& conv, const F& f) {
     if (bytes == 16) return with_tiles<T, 4, slots, slots == 3 ? 4 : 8>(conv, f);
   if (bytes == 32) return with_tiles<T, 2, slots, slots == 3 ? 4 : 8, 2>(conv, f);
   if (bytes % 64 != 0) return false;
-  if constexpr (slots == 3)
-    return with_tiles<T, 1, slots, 4, 2, 1>(conv, f);
-  else
-    return with_tiles<T, 1, slots, 8, 4, 2, 1>(conv, f);
+  if constexpr (slots == 3) return with_tiles<T, 1, slots, 4, 2, 1>(conv, f);
+  else return with_tiles<T, 1, slots, 8, 4, 2, 1>(conv, f);
 }
 
 inline int slots(const Conv& conv) { return (conv.taps - 1) / conv.stride + 1; }

@@ -9,8 +9,9 @@
 // thread forms it, in shared memory, from the chunks that it copied itself; and leaves it in memory for dgrad.
 //
 // The depth of the product is a position, as its rows lie in memory. Its other two indices are counted in octets of
-// channels, the sides of the matrices that ldmatrix transposes: those of x under each tap, two to a fragment of 16 rows,
-// and those of the gradient. The sums of all taps stay in the registers of one block from its first step to its last.
+// channels, the sides of the matrices that ldmatrix transposes: those of x under each tap, two to a fragment of 16
+// rows, and those of the gradient. The sums of all taps stay in the registers of one block from its first step to its
+// last.
 #pragma once
 #include "gradient.cuh"
 
@@ -32,12 +33,12 @@ struct WgradShape {
 };
 
 struct WgradPlan {
-  int positions;                    // of a step
-  Chunks steps;                     // (tile of positions, frame of the gradient): a chunk for each block
-  int slices, slice_octets;         // of the gradient's channels: other blocks, which read x once more
-  int pair_warps, octet_warps;      // that share the result; the others share the positions
-  int span, ring;                   // frames of x that a step adds, and that there is room for
-  bool forms;                       // the gradient, of two tensors
+  int positions;                // of a step
+  Chunks steps;                 // (tile of positions, frame of the gradient): a chunk for each block
+  int slices, slice_octets;     // of the gradient's channels: other blocks, which read x once more
+  int pair_warps, octet_warps;  // that share the result; the others share the positions
+  int span, ring;               // frames of x that a step adds, and that there is room for
+  bool forms;                   // the gradient, of two tensors
 };
 
 // Rows in shared memory are an odd number of octets apart, so that neither ldmatrix nor reading TF32 word by word finds
@@ -148,8 +149,7 @@ class WgradLoader {
     for (int tap = step.fresh ? 0 : int(s.kt) - plan_.span; tap < s.kt; ++tap) {
       const int frame = step.t * int(s.stride) - int(s.padding) + tap;
       const int slot = step.slot + tap < plan_.ring ? step.slot + tap : step.slot + tap - plan_.ring;
-      copy(memory_.ring + slot * memory_.x_bytes, x_, args_.x, step, frame, frame >= 0 && frame < s.t_in,
-           x_.channel());
+      copy(memory_.ring + slot * memory_.x_bytes, x_, args_.x, step, frame, frame >= 0 && frame < s.t_in, x_.channel());
     }
   }
 
@@ -281,10 +281,8 @@ class WgradWarp {
 #pragma unroll
         for (int octet = 0; octet < Shape::kOctets; ++octet) {
           const uint32_t column[2] = {right[octet / 2][octet % 2], right[octet / 2][octet % 2 + 2]};
-          if constexpr (sizeof(T) == 4)
-            mma_tf32(sums_[pair][octet], left, column);
-          else
-            mma<T>(sums_[pair][octet], left, column);
+          if constexpr (sizeof(T) == 4) mma_tf32(sums_[pair][octet], left, column);
+          else mma<T>(sums_[pair][octet], left, column);
         }
       }
     }
@@ -343,9 +341,9 @@ class WgradWarp {
   float sums_[Shape::kPairs][Shape::kOctets][4];
 };
 
-// partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. Block x: a chunk of steps and a slice of the channels,
-// slices next to each other, so that x comes from L2 for all but one. gradient: where that of the convolution's output
-// goes, if anywhere.
+// partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. Block x: a chunk of steps and a slice of the
+// channels, slices next to each other, so that x comes from L2 for all but one. gradient: where that of the
+// convolution's output goes, if anywhere.
 template <class Shape>
 __global__ void __launch_bounds__(kWgradThreads, Shape::kBlocksPerSM)
     narrow_wgrad_kernel(ConvBackward args, const float* sum, const float* sum_xhat, OutRows gradient, WgradPlan plan,

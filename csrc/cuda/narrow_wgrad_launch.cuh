@@ -66,9 +66,9 @@ template <class Shape>
 size_t wgrad_shared_bytes(const ConvShape& s, const WgradPlan& plan) {
   using Memory = WgradMemory<typename Shape::T>;
   const int sharing = kWgradWarps - plan.pair_warps * plan.octet_warps;  // that leave their sums to others
-  return std::max(Memory::table_bytes(plan) + Memory::gradients_bytes(plan) +
-                      Memory::ring_bytes(plan, int(s.c) / kOctet),
-                  sharing * Shape::kValues * int(kWarp * sizeof(float)));
+  return std::max(
+      Memory::table_bytes(plan) + Memory::gradients_bytes(plan) + Memory::ring_bytes(plan, int(s.c) / kOctet),
+      sharing * Shape::kValues * int(kWarp * sizeof(float)));
 }
 
 // Whether the kernel forms the gradient of the convolution's output itself.
@@ -86,8 +86,7 @@ const char* why_not_wgrad(const ConvBackward& args) {
   with_wgrad_shape<T>(s, [&](auto shape) {
     using Shape = decltype(shape);
     const WgradPlan plan = wgrad_plan<Shape>(s, true);
-    if (!plan.slices)
-      reason = "a block's registers do not hold the weight's gradient";
+    if (!plan.slices) reason = "a block's registers do not hold the weight's gradient";
     else if (wgrad_shared_bytes<Shape>(s, plan) > kMostSharedBytes)
       reason = "the frames under a window do not fit shared memory";
   });

@@ -31,10 +31,8 @@ __device__ void load_values(T (&to)[count], const T* from) {
 #pragma unroll
   for (int i = 0; i < count; i += sizeof(Word) / sizeof(T)) {
     Word word;
-    if constexpr (std::is_same_v<Word, Words>)
-      word = load16(from + i);
-    else
-      word = *reinterpret_cast<const Word*>(from + i);
+    if constexpr (std::is_same_v<Word, Words>) word = load16(from + i);
+    else word = *reinterpret_cast<const Word*>(from + i);
     memcpy(to + i, &word, sizeof word);
   }
 }
@@ -46,10 +44,8 @@ __device__ void store_values(const T (&from)[count], T* to) {
   for (int i = 0; i < count; i += sizeof(Word) / sizeof(T)) {
     Word word;
     memcpy(&word, from + i, sizeof word);
-    if constexpr (std::is_same_v<Word, Words>)
-      store16(to + i, word);
-    else
-      *reinterpret_cast<Word*>(to + i) = word;
+    if constexpr (std::is_same_v<Word, Words>) store16(to + i, word);
+    else *reinterpret_cast<Word*>(to + i) = word;
   }
 }
 

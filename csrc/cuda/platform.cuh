@@ -1,5 +1,5 @@
-// What the kernels take from the compiler. A host compiler finds the same names in cuda_host.h, which the tests bring: it
-// runs every kernel of this folder, unchanged, on a CPU.
+// What the kernels take from the compiler. A host compiler finds the same names in cuda_host.h, which the tests bring:
+// it runs every kernel of this folder, unchanged, on a CPU.
 #pragma once
 #include <cstddef>
 

@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kElementThreads) max_pool_kernel(MaxPool args)
   for (int64_t i = first_element(); i < elements; i += element_step()) {
     const Position at = position_of(i / groups, args.t, args.h_out * args.w_out);
     const int64_t c = i % groups * kWidth;
-    const int64_t h = at.p / args.w_out * args.stride - args.padding, w = at.p % args.w_out * args.stride - args.padding;
+    const int64_t h = at.p / args.w_out * args.stride - args.padding,
+                  w = at.p % args.w_out * args.stride - args.padding;
     const int64_t h0 = h < 0 ? 0 : h, h1 = h + args.kernel < args.h_in ? h + args.kernel : args.h_in;
     const int64_t w0 = w < 0 ? 0 : w, w1 = w + args.kernel < args.w_in ? w + args.kernel : args.w_in;
     T most[kWidth], value[kWidth];

@@ -1,17 +1,18 @@
 // One tile of a matrix product, for any pair of operands that can be read element by element: the arithmetic of the
 // convolution, its dgrad and its wgrad alike.
 //
-// An operand is a matrix of outer x depth elements (the product sums over depth). Both indices are decoded once and used
-// often, so reading is split in three: outer(i) and depth(d) give cursors, load(outer, depth) the element.
-// kDepthAdjacent says along which index neighbouring elements are neighbours in memory, and hence how a warp should read.
+// An operand is a matrix of outer x depth elements (the product sums over depth). Both indices are decoded once and
+// used often, so reading is split in three: outer(i) and depth(d) give cursors, load(outer, depth) the element.
+// kDepthAdjacent says along which index neighbouring elements are neighbours in memory, and hence how a warp should
+// read.
 #pragma once
 #include "types.cuh"
 
 namespace slowfast_fast::cuda {
 
-constexpr int kTile = 64;       // outer indices of either operand in a tile of the product
-constexpr int kDepth = 16;      // depth indices staged in shared memory at a time
-constexpr int kThreads = 256;   // 16 x 16 threads ...
+constexpr int kTile = 64;      // outer indices of either operand in a tile of the product
+constexpr int kDepth = 16;     // depth indices staged in shared memory at a time
+constexpr int kThreads = 256;  // 16 x 16 threads ...
 constexpr int kThreadRows = 16;
 constexpr int kPerThread = kTile / kThreadRows;  // ... of 4 x 4 results each, 16 apart
 // A warp that writes 16 depth indices of two outer ones touches 32 different banks (floats).
@@ -85,9 +86,9 @@ class Stager {
 __device__ inline int64_t tile_row(int i) { return threadIdx.x / kThreadRows + i * kThreadRows; }
 __device__ inline int64_t tile_column(int j) { return threadIdx.x % kThreadRows + j * kThreadRows; }
 
-// result[i][j] = sum over depth of left(rows.begin + tile_row(i), d) * right(columns.begin + tile_column(j), d); 0 outside of
-// the ranges. Every thread of the block takes part. Sums are taken over kDepth products first, which bounds the
-// rounding error of long ones.
+// result[i][j] = sum over depth of left(rows.begin + tile_row(i), d) * right(columns.begin + tile_column(j), d); 0
+// outside of the ranges. Every thread of the block takes part. Sums are taken over kDepth products first, which bounds
+// the rounding error of long ones.
 template <class Acc, class Left, class Right>
 __device__ void multiply_tile(Tiles<Acc>& tiles, const Left& left, const Right& right, const Range& rows,
                               const Range& columns, const Range& depth, Acc (&result)[kPerThread][kPerThread]) {

@@ -14,8 +14,8 @@
 
 // Weak, so that the library also loads where PyTorch has no CUDA; nothing calls them there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
-extern "C" __attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool,
-                                                                         char**);
+extern "C" __attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t,
+                                                                         bool, char**);
 extern "C" __attribute__((weak)) void torch_c10_cuda_free_error_msg(char*);
 
 namespace slowfast_fast::cuda {
@@ -58,8 +58,7 @@ class Queue {
   template <class Value>
   Value* workspace(int64_t count) {
     const int64_t bytes = count * static_cast<int64_t>(sizeof(Value));
-    workspace_.push_back(
-        torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte, std::nullopt, device_));
+    workspace_.push_back(torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte, std::nullopt, device_));
     return static_cast<Value*>(workspace_.back().data_ptr());
   }
 

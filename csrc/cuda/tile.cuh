@@ -102,8 +102,8 @@ struct Shape {
   __device__ static int column(int across, int i) { return warp_column() + across * 8 + lane_quad() * 2 + i % 2; }
 };
 
-// 64 x 64 results a warp: in a stage it makes 128 products of 16 x 8 x 16 of 16 KB that it reads. Smaller tiles of a warp
-// would have shared memory as their limit, larger ones do not fit the registers.
+// 64 x 64 results a warp: in a stage it makes 128 products of 16 x 8 x 16 of 16 KB that it reads. Smaller tiles of a
+// warp would have shared memory as their limit, larger ones do not fit the registers.
 using Wide = Shape<128, 128, 2, 3, 2>;
 // Twice the blocks where there are too few of the above, before the depth is split.
 using Tall = Shape<128, 64, 2, 3, 3>;

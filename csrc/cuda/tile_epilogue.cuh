@@ -33,8 +33,8 @@ struct MomentsScratch {
 
 // Merges the row lanes of each column into `out`, in their order. All threads take part; the scratch is theirs alone.
 template <class T, int columns>
-__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const RunningMoments<kChunk<T>>& mine, int present_columns,
-                              Moments<float>* out) {
+__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const RunningMoments<kChunk<T>>& mine,
+                              int present_columns, Moments<float>* out) {
   using Lanes = Share<T, columns>;
 #pragma unroll
   for (int e = 0; e < kChunk<T>; ++e) scratch.of[Lanes::row_lane()][Lanes::column() + e] = mine.of(e);

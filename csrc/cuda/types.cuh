@@ -64,8 +64,8 @@ __device__ Acc relu(Acc value) {
   return value < Acc(0) ? Acc(0) : value;
 }
 
-// [0, size) in `count` runs of `length`, the last of which may be shorter. It follows from the sizes alone, never from the
-// device, so that a sum taken chunk by chunk is the same everywhere and every time.
+// [0, size) in `count` runs of `length`, the last of which may be shorter. It follows from the sizes alone, never from
+// the device, so that a sum taken chunk by chunk is the same everywhere and every time.
 struct Chunks {
   int64_t size, length, count;
 

@@ -26,7 +26,8 @@ namespace {
 constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kMostThreads = 1024, kMostGridYZ = 65535;
 constexpr unsigned kWarp = 32;
-// Of a block on sm_80, the least of the architectures that are built for. A launch of more than 48 KB has to ask for it.
+// Of a block on sm_80, the least of the architectures that are built for. A launch of more than 48 KB has to ask for
+// it.
 constexpr size_t kMostSharedBytes = 163 << 10;
 
 struct Copy {
@@ -40,7 +41,8 @@ struct Copy {
   }
 };
 
-// Where a stack that is not running goes on. swapcontext would do, but for its system calls, which took most of the time.
+// Where a stack that is not running goes on. swapcontext would do, but for its system calls, which took most of the
+// time.
 using Place = jmp_buf;
 
 struct Thread {
@@ -49,9 +51,9 @@ struct Thread {
   bool begun = false;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool ended = false;
-  std::string waits_at;      // the barrier's or the warp's instruction's name
-  bool meets = false;        // waits for the lanes of its warp, not for the block
-  std::vector<Copy> open;    // copies of no group yet
+  std::string waits_at;    // the barrier's or the warp's instruction's name
+  bool meets = false;      // waits for the lanes of its warp, not for the block
+  std::vector<Copy> open;  // copies of no group yet
   std::deque<std::vector<Copy>> groups;
   std::exception_ptr error;  // what the kernel threw; it may not leave the fiber
 };
@@ -229,7 +231,8 @@ const Luggage* meet(const char* instruction, const Site& site, const void* mine,
 
 void check_aligned(const char* instruction, const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes)
-    throw std::runtime_error(std::string(instruction) + " at an address that is no multiple of " + std::to_string(bytes));
+    throw std::runtime_error(std::string(instruction) + " at an address that is no multiple of " +
+                             std::to_string(bytes));
 }
 
 void check_shared(const char* instruction, const void* address, size_t bytes) {
@@ -241,7 +244,8 @@ void check_shared(const char* instruction, const void* address, size_t bytes) {
 
 void copy_later(void* to, const void* from, size_t bytes) {
   const Copy copy{to, from, bytes};
-  const bool early = state.schedule == Schedule::Ascending || (state.schedule == Schedule::Random && state.random() % 2);
+  const bool early =
+      state.schedule == Schedule::Ascending || (state.schedule == Schedule::Random && state.random() % 2);
   if (early) copy.happen();
   else state.running->open.push_back(copy);
 }
@@ -261,7 +265,8 @@ const char* barriers_seen() { return joined(state.seen, state.seen_text); }
 void note_launch(const void* kernel) {
   Dl_info info;
   if (!dladdr(kernel, &info) || !info.dli_sname) throw std::runtime_error("a kernel without a symbol");
-  const std::unique_ptr<char, void (*)(void*)> demangled{abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr), std::free};
+  const std::unique_ptr<char, void (*)(void*)> demangled{abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr),
+                                                         std::free};
   std::string name = demangled ? demangled.get() : info.dli_sname;
   name.erase(std::min(name.find('<'), name.find('(')));
   state.launched.insert(name.substr(name.rfind(':') + 1));
@@ -284,11 +289,11 @@ void* shared_memory(size_t size) {
 }
 
 void run_grid(dim3 grid, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel) {
-  if (grid.x == 0 || grid.x > 0x7FFFFFFFu || grid.y == 0 || grid.y > kMostGridYZ || grid.z == 0 || grid.z > kMostGridYZ ||
-      threads == 0 || threads > kMostThreads || shared_bytes > kMostSharedBytes)
-    throw std::runtime_error("CUDA would refuse this launch: grid " + std::to_string(grid.x) + " x " + std::to_string(grid.y) +
-                             " x " + std::to_string(grid.z) + ", " + std::to_string(threads) + " threads, " +
-                             std::to_string(shared_bytes) + " bytes of shared memory");
+  if (grid.x == 0 || grid.x > 0x7FFFFFFFu || grid.y == 0 || grid.y > kMostGridYZ || grid.z == 0 ||
+      grid.z > kMostGridYZ || threads == 0 || threads > kMostThreads || shared_bytes > kMostSharedBytes)
+    throw std::runtime_error("CUDA would refuse this launch: grid " + std::to_string(grid.x) + " x " +
+                             std::to_string(grid.y) + " x " + std::to_string(grid.z) + ", " + std::to_string(threads) +
+                             " threads, " + std::to_string(shared_bytes) + " bytes of shared memory");
   if (state.threads.size() < threads) state.threads.resize(threads);
   state.warps.resize((threads + kWarp - 1) / kWarp);
   state.kernel = &kernel;

@@ -1,8 +1,8 @@
 // CUDA's language for a host compiler: with this header on the include path, the kernels of csrc/cuda compile and run,
 // unchanged, on a CPU. It is made to find mistakes, not to be fast:
-//   - A thread of a block is a fiber. It runs alone until it waits at a barrier, meets the other lanes of its warp, or ends;
-//     then another one runs. In which order is the schedule's choice, so that what lacks a barrier gives a different result
-//     under some schedule.
+//   - A thread of a block is a fiber. It runs alone until it waits at a barrier, meets the other lanes of its warp, or
+//     ends; then another one runs. In which order is the schedule's choice, so that what lacks a barrier gives a
+//     different result under some schedule.
 //   - Shared memory and workspace start as NaN and are as large as asked for to the byte, for AddressSanitizer.
 //   - An asynchronous copy happens as early or as late as it may, by schedule.
 //   - A barrier or a warp's instruction that only some of the threads reach, or a launch that CUDA would refuse, throws
@@ -42,15 +42,16 @@ struct Site {
   std::string name() const;  // "file.cuh:12"
 };
 
-// The order in which the blocks of a grid and the threads of a block get their turns; and when a copy happens that may still wait:
-// at once, as late as it may, or either.
+// The order in which the blocks of a grid and the threads of a block get their turns; and when a copy happens that may
+// still wait: at once, as late as it may, or either.
 enum class Schedule { Ascending, Descending, Random };
 void set_schedule(Schedule schedule);
 
 void barrier(const Site& site);
 void warp_barrier(const Site& site);
 
-// The barriers, of blocks and warps, and the waits for copies that threads have come to so far, by name, separated by spaces.
+// The barriers, of blocks and warps, and the waits for copies that threads have come to so far, by name, separated by
+// spaces.
 const char* barriers_seen();
 
 // From now on threads pass the barrier or wait of that name as if it were not written; an empty name: none.
@@ -60,10 +61,12 @@ void skip_barrier(const char* name);
 struct alignas(16) Luggage {
   unsigned char bytes[64];
 };
-// An instruction of a warp. Waits until every lane has brought its luggage to it; combine, if any, is called once on that of all 32
-// lanes, in which each lane then finds its result. The returned array stays as it is until this lane's meeting after the next.
+// An instruction of a warp. Waits until every lane has brought its luggage to it; combine, if any, is called once on
+// that of all 32 lanes, in which each lane then finds its result. The returned array stays as it is until this lane's
+// meeting after the next.
 using Combine = void (*)(Luggage (&lanes)[32]);
-const Luggage* meet(const char* instruction, const Site& site, const void* mine, size_t bytes, Combine combine = nullptr);
+const Luggage* meet(const char* instruction, const Site& site, const void* mine, size_t bytes,
+                    Combine combine = nullptr);
 
 // The names of the kernels launched since they were last forgotten, separated by spaces.
 void note_launch(const void* kernel);
@@ -88,7 +91,8 @@ void wait_for_groups(size_t but_newest, const Site& site);
 template <class T>
 T shuffle(const char* instruction, const Site& site, unsigned lanes, T value, unsigned from) {
   static_assert(sizeof(T) <= sizeof(Luggage));
-  if (lanes != 0xFFFFFFFFu) throw std::runtime_error(std::string(instruction) + " among some lanes only is not supported here");
+  if (lanes != 0xFFFFFFFFu)
+    throw std::runtime_error(std::string(instruction) + " among some lanes only is not supported here");
   T result;
   std::memcpy(&result, &meet(instruction, site, &value, sizeof value)[from % 32], sizeof result);
   return result;

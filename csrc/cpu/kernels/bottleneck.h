@@ -1,4 +1,5 @@
-// A whole bottleneck block at a time: a thread keeps the inner activations of a band of rows in its cache, and stores the result once.
+// A whole bottleneck block at a time: a thread keeps the inner activations of a band of rows in its cache, and stores
+// the result once.
 #pragma once
 #include "micro.h"
 #include "source.h"
@@ -14,11 +15,11 @@ struct Operand {
   int64_t depth;
 };
 
-// out[i][k] = relu(the sum of the products + shift[k] + residual[i][k]), for M rows and one panel. residual may be absent. What is
-// added to the sum is added last: partial sums of its size would round more.
+// out[i][k] = relu(the sum of the products + shift[k] + residual[i][k]), for M rows and one panel. residual may be
+// absent. What is added to the sum is added last: partial sums of its size would round more.
 template <typename T, int M>
-void layer(const Operand<typename T::A>* operand, int operands, const typename T::A* shift, const typename T::A* residual,
-           int64_t residual_next, typename T::A* __restrict__ out, int64_t out_next) {
+void layer(const Operand<typename T::A>* operand, int operands, const typename T::A* shift,
+           const typename T::A* residual, int64_t residual_next, typename T::A* __restrict__ out, int64_t out_next) {
   using A = typename T::A;
   using V = typename T::V;
   V acc[M][T::NV];
@@ -125,8 +126,14 @@ struct BottleneckTask {
   static int64_t scratch(const BottleneckPlan& p) { return Sizes(p).total * int64_t(sizeof(A)); }
 
   BottleneckTask(const BottleneckPlan& p, void* memory)
-      : plan(p), block(p.block), inner(p.block.j), outer(p.block.k), a_column(inner.padded()),
-        a_row((p.block.w + 2 * p.block.dilation) * a_column), a_frame(a_rows(p) * a_row), b_row(p.w_out * a_column),
+      : plan(p),
+        block(p.block),
+        inner(p.block.j),
+        outer(p.block.k),
+        a_column(inner.padded()),
+        a_row((p.block.w + 2 * p.block.dilation) * a_column),
+        a_frame(a_rows(p) * a_row),
+        b_row(p.w_out * a_column),
         b_frame(p.rows * b_row) {
     const Sizes sizes(p);
     a = static_cast<A*>(memory);
@@ -170,7 +177,8 @@ struct BottleneckTask {
       return from;
     } else {
       for (int64_t i = 0; i < columns; ++i, from += step * block.x.stride_p)
-        write_row<A, W>([&](int64_t c, int64_t count) { return load<W>(from + c, count); }, block.c, to + i * block.c, block.c);
+        write_row<A, W>([&](int64_t c, int64_t count) { return load<W>(from + c, count); }, block.c, to + i * block.c,
+                        block.c);
       return to;
     }
   }
@@ -191,7 +199,8 @@ struct BottleneckTask {
           }
           for (int64_t j = 0; j < block.kt; ++j) {
             const int64_t from = t + j - block.padding;
-            source[j] = from < 0 || from >= block.t ? nullptr : x_row(from, h, 1, block.w, converted + j * block.w * block.c);
+            source[j] =
+                from < 0 || from >= block.t ? nullptr : x_row(from, h, 1, block.w, converted + j * block.w * block.c);
           }
           for (int64_t i = i0; i < i0 + panels; ++i) {
             const A* weight = static_cast<const A*>(plan.weight_a) + i * inner.panel * block.c * block.kt;
@@ -227,7 +236,8 @@ struct BottleneckTask {
   void pointwise() {
     for (int64_t t = t0; t < t1; ++t)
       for (int64_t r = r0; r < r1; ++r) {
-        const A* shortcut = plan.weight_shortcut ? x_row(t, r * block.stride, block.stride, plan.w_out, converted) : nullptr;
+        const A* shortcut =
+            plan.weight_shortcut ? x_row(t, r * block.stride, block.stride, plan.w_out, converted) : nullptr;
         for (int64_t i = 0; i < outer.panels; ++i) pointwise(t, r, i, shortcut);
       }
   }

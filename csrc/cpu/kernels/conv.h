@@ -7,8 +7,9 @@ namespace slowfast_fast::cpu::SFF_ISA {
 
 constexpr int64_t align_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Running statistics of one panel within a task: sums of (v - pivot) and its square in double, the pivot being the mean of the
-// first tile. The pivot is close to the mean, so nothing cancels, however large the mean is against the deviation.
+// Running statistics of one panel within a task: sums of (v - pivot) and its square in double, the pivot being the mean
+// of the first tile. The pivot is close to the mean, so nothing cancels, however large the mean is against the
+// deviation.
 template <typename Tl>
 struct PanelStatistics {
   typename Tl::A pivot[Tl::panel];
@@ -36,7 +37,8 @@ struct RowTask {
       : plan(p), b(p.blocking), statistics(reinterpret_cast<PanelStatistics<Tl>*>(memory)) {}
 
   void begin(int64_t task) {
-    const int64_t groups = ceil_div(plan.k, b.k_group), p_blocks = ceil_div(plan.p, b.p_block), t_blocks = ceil_div(plan.t, b.t_block);
+    const int64_t groups = ceil_div(plan.k, b.k_group), p_blocks = ceil_div(plan.p, b.p_block),
+                  t_blocks = ceil_div(plan.t, b.t_block);
     const int64_t group = task % groups;
     row_task = task / groups;
     t0 = row_task % t_blocks * b.t_block;
@@ -158,7 +160,8 @@ struct ConvTask : RowTask<T, Tl> {
   static int64_t scratch(const ConvPlan& p) { return sums_bytes(p) + source_bytes(p) + Base::statistics_bytes(p); }
 
   ConvTask(const ConvPlan& p, void* memory)
-      : Base(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)), sums(static_cast<A*>(memory)),
+      : Base(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)),
+        sums(static_cast<A*>(memory)),
         source(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p))) {}
 
   void run(int64_t task) {
@@ -169,7 +172,8 @@ struct ConvTask : RowTask<T, Tl> {
       const int64_t depth = plan.c - c0 < b.c_block ? plan.c - c0 : b.c_block;
       if (!in_place(plan))
         for (int64_t f = from; f < to; ++f)
-          read_rows<T, Tl::W>(plan.source, n, f, p0, rows, c0, depth, source + (f - from) * rows * b.c_block, b.c_block);
+          read_rows<T, Tl::W>(plan.source, n, f, p0, rows, c0, depth, source + (f - from) * rows * b.c_block,
+                              b.c_block);
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t t = t0; t < t1; ++t) products(i, t, from, c0, depth);
     }
@@ -205,7 +209,8 @@ struct ConvTask : RowTask<T, Tl> {
     }
   }
 
-  // The rows that the next frame's tile will read first. Hardware follows a frame's rows but not the step from frame to frame.
+  // The rows that the next frame's tile will read first. Hardware follows a frame's rows but not the step from frame to
+  // frame.
   void prefetch(int64_t entry, int64_t r0, int64_t m, int64_t c0, int64_t depth) const {
     if (entry < 0) return;
     const T* row = row_at<T>(plan.source.rows, n, plan.taps.frame[entry], p0 + r0) + c0;

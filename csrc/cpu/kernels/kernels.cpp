@@ -1,6 +1,6 @@
-// The kernels for one instruction set, SFF_ISA, and every storage type. This file and what it includes use no template or inline
-// function of the standard library or of PyTorch: the linker could keep the copy compiled for AVX-512 and give it to code
-// that must run anywhere.
+// The kernels for one instruction set, SFF_ISA, and every storage type. This file and what it includes use no template
+// or inline function of the standard library or of PyTorch: the linker could keep the copy compiled for AVX-512 and
+// give it to code that must run anywhere.
 #include "bottleneck.h"
 #include "conv.h"
 #include "pool.h"
@@ -78,7 +78,9 @@ void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) {
     default: return run_tasks<ConvTask>(plan, begin, end, scratch);
   }
 }
-void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) { run_tasks<WgradTask>(plan, begin, end, scratch); }
+void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  run_tasks<WgradTask>(plan, begin, end, scratch);
+}
 
 int64_t pack_scratch(const PackPlan& plan) { return gathered * plan.kt * plan.panel * int64_t(sizeof(double)); }
 void pack(const PackPlan& plan, int64_t begin, int64_t end, void* scratch) {
@@ -91,10 +93,12 @@ void wgrad_result(const WgradResult& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) { finish_wgrad<typename decltype(t)::type>(plan, begin, end); });
 }
 int64_t bottleneck_scratch(const BottleneckPlan& plan) {
-  return with_dtype(plan.block.dtype, [&](auto t) { return BottleneckTask<typename decltype(t)::type>::scratch(plan); });
+  return with_dtype(plan.block.dtype,
+                    [&](auto t) { return BottleneckTask<typename decltype(t)::type>::scratch(plan); });
 }
 void bottleneck(const BottleneckPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  with_dtype(plan.block.dtype, [&](auto t) { run_tasks<BottleneckTask<typename decltype(t)::type>>(plan, begin, end, scratch); });
+  with_dtype(plan.block.dtype,
+             [&](auto t) { run_tasks<BottleneckTask<typename decltype(t)::type>>(plan, begin, end, scratch); });
 }
 void normalise(const NormalisePlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) {
@@ -122,8 +126,9 @@ void max_pool(const MaxPool& args, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA), tile, slide_tile, pack_scratch, pack, conv_scratch, conv, wgrad_scratch, wgrad, wgrad_result,
-                                bottleneck_scratch, bottleneck, normalise, sums, max_pool};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
+                                 conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
+                                 bottleneck_scratch, bottleneck, normalise,     sums,         max_pool};
   return table;
 }
 

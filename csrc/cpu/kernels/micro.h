@@ -4,9 +4,9 @@
 
 namespace slowfast_fast::cpu::SFF_ISA {
 
-// Rows a register tile at most holds (MR) for a panel of NV vectors of W channels. MR * NV accumulators, NV weights and one broadcast
-// must fit the register file: 16 vectors up to AVX2, 32 with AVX-512. A panel is chosen to be no wider than the channels it serves:
-// 8 channels take 12 x 1 (24 x 1) rather than half of a 6 x 2 tile.
+// Rows a register tile at most holds (MR) for a panel of NV vectors of W channels. MR * NV accumulators, NV weights and
+// one broadcast must fit the register file: 16 vectors up to AVX2, 32 with AVX-512. A panel is chosen to be no wider
+// than the channels it serves: 8 channels take 12 x 1 (24 x 1) rather than half of a 6 x 2 tile.
 template <typename A_, int W_, int NV_, int MR_>
 struct Tile {
   using A = A_;
@@ -39,7 +39,10 @@ using Slide32 = Wide32;
 using Wide64 = Tile<double, 4, 1, 6>;
 #endif
 
-template <typename T> struct Of { using type = T; };
+template <typename T>
+struct Of {
+  using type = T;
+};
 
 // Calls body with the register tile for k output channels, sums being of the type that T accumulates in.
 template <typename T, typename Body>
@@ -113,7 +116,8 @@ void outer_product(int segments, const typename T::A* const* x, const typename T
 }
 
 template <typename T>
-using Product = void (*)(int, const typename T::A* const*, const typename T::A* const*, int64_t, int64_t, typename T::A*, bool);
+using Product = void (*)(int, const typename T::A* const*, const typename T::A* const*, int64_t, int64_t,
+                         typename T::A*, bool);
 template <typename T>
 using OuterProduct = void (*)(int, const typename T::A* const*, const typename T::A* const*, int64_t, int64_t, int64_t,
                               typename T::A*);
@@ -134,8 +138,8 @@ struct Table<T, 0> {
 template <typename T>
 constexpr Table<T> table{};
 
-// Cuts `total` rows into the fewest parts of at most `most` rows, of sizes that differ by one at most: 49 rows in parts of at most 6
-// are 4 of 6 and 5 of 5, so that no tile is nearly empty.
+// Cuts `total` rows into the fewest parts of at most `most` rows, of sizes that differ by one at most: 49 rows in parts
+// of at most 6 are 4 of 6 and 5 of 5, so that no tile is nearly empty.
 struct Parts {
   int64_t count, size, larger;  // the first `larger` parts have size + 1 rows
   SFF_INLINE Parts(int64_t total, int64_t most)

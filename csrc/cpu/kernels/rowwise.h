@@ -36,7 +36,8 @@ void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
   });
 }
 
-// Rows that one accumulator sums before it goes into the sum in double: an error of a few units in the last place at most.
+// Rows that one accumulator sums before it goes into the sum in double: an error of a few units in the last place at
+// most.
 constexpr int64_t summed_rows = 16;
 
 template <typename T, int W>
@@ -69,10 +70,12 @@ void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
 // Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
 constexpr int64_t gathered = 16;
 
-// to[(c * kt + j) * panel + lane] for `count` reduced channels. Runs along the dimension whose taps lie side by side in memory, which for
-// a dense weight is one of the two; rows of a weight are often a multiple of 4 KiB apart and would evict each other from the cache.
+// to[(c * kt + j) * panel + lane] for `count` reduced channels. Runs along the dimension whose taps lie side by side in
+// memory, which for a dense weight is one of the two; rows of a weight are often a multiple of 4 KiB apart and would
+// evict each other from the cache.
 template <typename T>
-SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor, Acc<T>* to) {
+SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor,
+                            Acc<T>* to) {
   const int64_t kt = plan.kt, panel = plan.panel;
   if (plan.stride_reduced == kt) {
     for (int64_t l = 0; l < lanes; ++l) {
@@ -83,7 +86,8 @@ SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, 
   } else {
     for (int64_t c = 0; c < count; ++c)
       for (int64_t j = 0; j < kt; ++j)
-        for (int64_t l = 0; l < lanes; ++l) to[(c * kt + j) * panel + l] = widen(from[l * plan.stride_out + c * plan.stride_reduced + j]);
+        for (int64_t l = 0; l < lanes; ++l)
+          to[(c * kt + j) * panel + l] = widen(from[l * plan.stride_out + c * plan.stride_reduced + j]);
   }
   if (factor)
     for (int64_t c = 0; c < count; ++c)
@@ -136,7 +140,8 @@ void pack_panels(const PackPlan& plan, int64_t begin, int64_t end, void* scratch
 
 // The sum over all chunks of matrix j for channel c, a panel of lanes.
 template <typename A>
-SFF_INLINE void sum_chunks(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c, double* sum) {
+SFF_INLINE void sum_chunks(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c,
+                           double* sum) {
   for (int64_t l = 0; l < plan.panel; ++l) sum[l] = 0;
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
     const A* part = partial + chunk * chunk_size + (j * plan.c + c) * plan.panel;
@@ -146,7 +151,8 @@ SFF_INLINE void sum_chunks(const WgradResult& plan, const A* partial, int64_t ch
 
 // Tap j for channel c: a sum as it is, or the transpose of winograd.h's map of taps to U0 ... U3.
 template <typename A>
-SFF_INLINE void tap_gradient(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c, double* tap) {
+SFF_INLINE void tap_gradient(const WgradResult& plan, const A* partial, int64_t chunk_size, int64_t j, int64_t c,
+                             double* tap) {
   if (!plan.winograd) return sum_chunks(plan, partial, chunk_size, j, c, tap);
   double u1[vector_pad], u2[vector_pad];
   sum_chunks(plan, partial, chunk_size, 1, c, u1);
@@ -162,7 +168,8 @@ SFF_INLINE void tap_gradient(const WgradResult& plan, const A* partial, int64_t 
 template <typename T>
 void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  const int64_t size = (plan.winograd ? 4 : plan.kt) * plan.c * plan.panel, chunk_size = ceil_div(plan.k, plan.panel) * size;
+  const int64_t size = (plan.winograd ? 4 : plan.kt) * plan.c * plan.panel,
+                chunk_size = ceil_div(plan.k, plan.panel) * size;
   for (int64_t index = begin; index < end; ++index) {
     const A* partial = static_cast<const A*>(plan.partial) + index * size;
     const int64_t k0 = index * plan.panel, lanes = plan.k - k0 < plan.panel ? plan.k - k0 : plan.panel;

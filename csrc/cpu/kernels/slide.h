@@ -1,6 +1,6 @@
-// Three taps at stride 1 onto few output channels: a register tile that slides along T. A visit of an input row adds it to the
-// three output frames that it belongs to, whose sums stay in registers, so that a broadcast value meets three vectors of weights
-// instead of one.
+// Three taps at stride 1 onto few output channels: a register tile that slides along T. A visit of an input row adds it
+// to the three output frames that it belongs to, whose sums stay in registers, so that a broadcast value meets three
+// vectors of weights instead of one.
 #pragma once
 #include "conv.h"
 
@@ -9,8 +9,8 @@ namespace slowfast_fast::cpu::SFF_ISA {
 // Positions of a tile: three frames of sums share the registers of a plain tile.
 constexpr int slide_rows = Slide32::MR / 3;
 
-// What a tile asks for while it works: per source frame `x_bytes` from `x_ahead` bytes behind its rows, per destination frame
-// `y_bytes` of the result. Hardware does not follow steps from frame to frame.
+// What a tile asks for while it works: per source frame `x_bytes` from `x_ahead` bytes behind its rows, per destination
+// frame `y_bytes` of the result. Hardware does not follow steps from frame to frame.
 struct Ahead {
   int64_t x_ahead, x_bytes;
   const char* y;
@@ -21,11 +21,11 @@ SFF_INLINE void prefetch(const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 1);
 }
 
-// out[t * next + i * panel + k] = sum over taps j and c of x[t + j][i * lda + c] * w[(j * depth + c) * panel + k] for `frames` destination
-// frames, M positions and one panel. Source frames outside the clip are nullptr.
+// out[t * next + i * panel + k] = sum over taps j and c of x[t + j][i * lda + c] * w[(j * depth + c) * panel + k] for
+// `frames` destination frames, M positions and one panel. Source frames outside the clip are nullptr.
 template <typename T, int M>
-void slide(const typename T::A* const* x, int64_t lda, const typename T::A* w, int64_t depth, int64_t frames, const Ahead& ahead,
-           typename T::A* __restrict__ out, int64_t next) {
+void slide(const typename T::A* const* x, int64_t lda, const typename T::A* w, int64_t depth, int64_t frames,
+           const Ahead& ahead, typename T::A* __restrict__ out, int64_t next) {
   using V = typename T::V;
   static_assert(T::NV == 1);
   V acc[3][M];
@@ -89,7 +89,8 @@ struct SlideTask : RowTask<float, Slide32> {
   static int64_t scratch(const ConvPlan& p) { return sums_bytes(p) + source_bytes(p) + statistics_bytes(p); }
 
   SlideTask(const ConvPlan& p, void* memory)
-      : RowTask(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)), sums(static_cast<float*>(memory)),
+      : RowTask(p, static_cast<char*>(memory) + sums_bytes(p) + source_bytes(p)),
+        sums(static_cast<float*>(memory)),
         source(reinterpret_cast<const float**>(static_cast<char*>(memory) + sums_bytes(p))) {}
 
   void run(int64_t task) {

@@ -1,4 +1,5 @@
-// Reading the left operand of a product: conversion to the accumulation type, ReLU mask and BatchNorm backward on the way.
+// Reading the left operand of a product: conversion to the accumulation type, ReLU mask and BatchNorm backward on the
+// way.
 #pragma once
 #include "../plan.h"
 #include "vec.h"
@@ -21,7 +22,10 @@ struct SourceRow {
   const T *value, *y, *raw, *residual;
 
   SFF_INLINE SourceRow(const Source& s, int64_t n, int64_t t, int64_t p)
-      : source(s), value(row_at<T>(s.rows, n, t, p)), y(row_at<T>(s.y, n, t, p)), raw(row_at<T>(s.raw, n, t, p)),
+      : source(s),
+        value(row_at<T>(s.rows, n, t, p)),
+        y(row_at<T>(s.y, n, t, p)),
+        raw(row_at<T>(s.raw, n, t, p)),
         residual(row_at<T>(s.residual, n, t, p)) {}
 
   SFF_INLINE V vector(const void* v, int64_t c) const { return load<W>(static_cast<const A*>(v) + c); }
@@ -41,7 +45,8 @@ struct SourceRow {
 
   SFF_INLINE V operator()(int64_t c, int64_t count) const {
     V v = masked(c, count);
-    if (raw) v = v * vector(source.factor, c) + (centred(c, count) * vector(source.slope, c) + vector(source.offset, c));
+    if (raw)
+      v = v * vector(source.factor, c) + (centred(c, count) * vector(source.slope, c) + vector(source.offset, c));
     return v;
   }
 };
@@ -58,7 +63,9 @@ SFF_INLINE void source_range(const TapTable& taps, int64_t frames, int64_t t0, i
 
 // Whether products can read the tensor itself.
 template <typename T>
-SFF_INLINE bool is_direct(const Source& s) { return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data; }
+SFF_INLINE bool is_direct(const Source& s) {
+  return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data;
+}
 
 // One row of a block: value(c, count) for `depth` channels into to[c]; up to ld, 0 follows.
 template <typename A, int W, typename Value>
@@ -76,8 +83,8 @@ SFF_INLINE void write_row(Value value, int64_t depth, A* to, int64_t ld) {
 
 // Channels [c0, c0 + depth) of `rows` rows of a frame, into to[row * ld + c]; up to ld, 0 follows.
 template <typename T, int W>
-SFF_INLINE void read_rows(const Source& s, int64_t n, int64_t t, int64_t p0, int64_t rows, int64_t c0, int64_t depth, Acc<T>* to,
-                          int64_t ld) {
+SFF_INLINE void read_rows(const Source& s, int64_t n, int64_t t, int64_t p0, int64_t rows, int64_t c0, int64_t depth,
+                          Acc<T>* to, int64_t ld) {
   if (!s.y.data && !s.raw.data) {
     const T* from = row_at<T>(s.rows, n, t, p0) + c0;
     for (int64_t i = 0; i < rows; ++i, to += ld, from += s.rows.stride_p)

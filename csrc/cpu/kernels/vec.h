@@ -12,15 +12,30 @@
 
 namespace slowfast_fast::cpu::SFF_ISA {
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
-template <typename T> struct AccOf { using type = float; };
-template <> struct AccOf<double> { using type = double; };
-template <typename T> using Acc = typename AccOf<T>::type;
+template <typename T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <typename T>
+using Acc = typename AccOf<T>::type;
 
-template <typename A, int W> struct VecOf { typedef A type __attribute__((vector_size(W * sizeof(A)))); };
-template <typename A, int W> using Vec = typename VecOf<A, W>::type;
+template <typename A, int W>
+struct VecOf {
+  typedef A type __attribute__((vector_size(W * sizeof(A))));
+};
+template <typename A, int W>
+using Vec = typename VecOf<A, W>::type;
 
 template <typename To, typename From>
 SFF_INLINE To bits_as(const From& from) {
@@ -33,9 +48,7 @@ SFF_INLINE To bits_as(const From& from) {
 SFF_INLINE float widen(float x) { return x; }
 SFF_INLINE double widen(double x) { return x; }
 
-SFF_INLINE float widen(BFloat16 x) {
-  return bits_as<float>(uint32_t(x.bits) << 16);
-}
+SFF_INLINE float widen(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
 
 SFF_INLINE float widen(Half x) {
 #if defined(__F16C__)
@@ -92,9 +105,13 @@ SFF_INLINE void store_raw(A* p, const V& v) {
 }
 
 template <int W>
-SFF_INLINE Vec<float, W> load(const float* p) { return load_raw<Vec<float, W>>(p); }
+SFF_INLINE Vec<float, W> load(const float* p) {
+  return load_raw<Vec<float, W>>(p);
+}
 template <int W>
-SFF_INLINE Vec<double, W> load(const double* p) { return load_raw<Vec<double, W>>(p); }
+SFF_INLINE Vec<double, W> load(const double* p) {
+  return load_raw<Vec<double, W>>(p);
+}
 
 template <int W>
 SFF_INLINE Vec<float, W> load(const BFloat16* p) {
@@ -120,9 +137,13 @@ SFF_INLINE Vec<float, W> load(const Half* p) {
 }
 
 template <int W>
-SFF_INLINE void store(float* p, const Vec<float, W>& v) { store_raw(p, v); }
+SFF_INLINE void store(float* p, const Vec<float, W>& v) {
+  store_raw(p, v);
+}
 template <int W>
-SFF_INLINE void store(double* p, const Vec<double, W>& v) { store_raw(p, v); }
+SFF_INLINE void store(double* p, const Vec<double, W>& v) {
+  store_raw(p, v);
+}
 
 template <int W>
 SFF_INLINE void store(BFloat16* p, const Vec<float, W>& v) {
@@ -178,6 +199,8 @@ SFF_INLINE Vec<Acc<T>, W> stored(const Vec<Acc<T>, W>& v) {
 
 // max(v, 0) that keeps NaN, as torch.relu does.
 template <typename V>
-SFF_INLINE V relu(const V& v) { return v < V{} ? V{} : v; }
+SFF_INLINE V relu(const V& v) {
+  return v < V{} ? V{} : v;
+}
 
 }  // namespace slowfast_fast::cpu::SFF_ISA

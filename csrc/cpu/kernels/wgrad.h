@@ -1,7 +1,9 @@
-// The gradient of the weight: outer products of input rows and gradient rows, summed in register tiles over a block of rows.
+// The gradient of the weight: outer products of input rows and gradient rows, summed in register tiles over a block of
+// rows.
 //
-// Direct: for every tap the pairs of frames that it joins. Winograd: the transposes of winograd.h's maps; V0 ... V3 of the input meet
-// H0 = g0, H1 = g0 + g1, H2 = g0 - g1, H3 = -g1 of the gradient's frame pairs, and wgrad_result turns the four sums into three taps.
+// Direct: for every tap the pairs of frames that it joins. Winograd: the transposes of winograd.h's maps; V0 ... V3 of
+// the input meet H0 = g0, H1 = g0 + g1, H2 = g0 - g1, H3 = -g1 of the gradient's frame pairs, and wgrad_result turns
+// the four sums into three taps.
 #pragma once
 #include "winograd.h"
 
@@ -22,7 +24,9 @@ struct WgradTask {
   int64_t n, p0, rows, t0, t1, k0, k1, from, to, matrices;
 
   // A panel of the gradient is read whole, so the tensor itself serves only when the channels fill their panels.
-  static bool gradient_direct(const WgradPlan& p) { return !p.winograd && is_direct<T>(p.gradient) && p.k % panel == 0; }
+  static bool gradient_direct(const WgradPlan& p) {
+    return !p.winograd && is_direct<T>(p.gradient) && p.k % panel == 0;
+  }
   // Far rows would share a few sets of the cache: one column of them is read at a time.
   static bool x_direct(const WgradPlan& p) { return !p.winograd && is_direct<T>(p.x) && p.x.rows.stride_p <= 128; }
 
@@ -50,7 +54,9 @@ struct WgradTask {
   static int64_t scratch(const WgradPlan& p) { return gradient_bytes(p) + x_bytes(p) + buffer_bytes(p); }
 
   WgradTask(const WgradPlan& p, void* memory)
-      : plan(p), b(p.blocking), gradient(static_cast<A*>(memory)),
+      : plan(p),
+        b(p.blocking),
+        gradient(static_cast<A*>(memory)),
         x(reinterpret_cast<A*>(static_cast<char*>(memory) + gradient_bytes(p))),
         buffer(reinterpret_cast<A*>(static_cast<char*>(memory) + gradient_bytes(p) + x_bytes(p))),
         matrices(p.winograd ? 4 : p.kt) {}
@@ -116,8 +122,8 @@ struct WgradTask {
     if (x_direct(plan)) return;
     if (plan.winograd) {
       for (int64_t r = 0; r < rows; ++r)
-        transform_source<T, W>(plan.x, n, p0 + r, t0 + plan.lead, plan.t_in, ceil_div(t1 - t0, 2), c0, depth, b.c_block, buffer,
-                               x + r * b.c_block, rows * b.c_block);
+        transform_source<T, W>(plan.x, n, p0 + r, t0 + plan.lead, plan.t_in, ceil_div(t1 - t0, 2), c0, depth, b.c_block,
+                               buffer, x + r * b.c_block, rows * b.c_block);
     } else {
       for (int64_t f = from; f < to; ++f)
         read_rows<T, W>(plan.x, n, f, p0, rows, c0, depth, x + (f - from) * rows * b.c_block, b.c_block);
@@ -140,8 +146,9 @@ struct WgradTask {
           const int64_t f = plan.taps.frame[e];
           left[segments] = x_direct(plan) ? reinterpret_cast<const A*>(row_at<T>(plan.x.rows, n, f, p0)) + c0
                                           : x + (f - from) * rows * b.c_block;
-          right[segments++] = gradient_direct(plan) ? reinterpret_cast<const A*>(row_at<T>(plan.gradient.rows, n, t, p0)) + k0
-                                                    : gradient + (t - t0) * rows * b.k_group;
+          right[segments++] = gradient_direct(plan)
+                                  ? reinterpret_cast<const A*>(row_at<T>(plan.gradient.rows, n, t, p0)) + k0
+                                  : gradient + (t - t0) * rows * b.k_group;
         }
     }
     const int64_t ldx = x_direct(plan) ? plan.x.rows.stride_p : b.c_block;
@@ -159,8 +166,8 @@ struct WgradTask {
       }
   }
 
-  // sum += the outer products of all segments. A register tile sums at most `summed_rows` rows before it goes into a sum in double,
-  // unless one register tile takes them all.
+  // sum += the outer products of all segments. A register tile sums at most `summed_rows` rows before it goes into a
+  // sum in double, unless one register tile takes them all.
   void add_products(int64_t m, int segments, const A* const* px, const A* const* pg, int64_t ldx, int64_t ldg, A* sum) {
     const int64_t step = plan.summed_rows / rows > 1 ? plan.summed_rows / rows : 1, size = m * panel;
     const auto product = table<Tl>.outer_products[m - 1];

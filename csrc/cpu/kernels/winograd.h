@@ -1,23 +1,23 @@
-// Three taps at stride 1 by Winograd's minimal filtering F(2, 3) along T (Winograd 1980; Lavin & Gray, CVPR 2016): two output frames
-// from four input frames with four products instead of six.
+// Three taps at stride 1 by Winograd's minimal filtering F(2, 3) along T (Winograd 1980; Lavin & Gray, CVPR 2016): two
+// output frames from four input frames with four products instead of six.
 //
 //   V0 = d0 - d2    U0 = g0                    y0 = M0 + M1 + M2        Mi = sum over c of Vi * Ui
 //   V1 = d1 + d2    U1 = (g0 + g1 + g2) / 2    y1 = M1 - M2 - M3
 //   V2 = d2 - d1    U2 = (g0 - g1 + g2) / 2
 //   V3 = d1 - d3    U3 = g2
 //
-// The transforms are additions and a division by two; the sums have a third of the direct length. Against float64 the error stays below that
-// of the direct sum in one accumulator.
+// The transforms are additions and a division by two; the sums have a third of the direct length. Against float64 the
+// error stays below that of the direct sum in one accumulator.
 #pragma once
 #include "conv.h"
 
 namespace slowfast_fast::cpu::SFF_ISA {
 
-// V0 ... V3 of every pair of destination frames from t0 on, for one row: to[pair * 4 * next + v * next + c]. Frames outside the clip are 0.
-// `buffer` holds 2 * pairs + 2 frames of `ld` values, for those that cannot be read in place.
+// V0 ... V3 of every pair of destination frames from t0 on, for one row: to[pair * 4 * next + v * next + c]. Frames
+// outside the clip are 0. `buffer` holds 2 * pairs + 2 frames of `ld` values, for those that cannot be read in place.
 template <typename T, int W>
-void transform_source(const Source& source, int64_t n, int64_t p, int64_t first_frame, int64_t t_source, int64_t pairs, int64_t c0,
-                      int64_t depth, int64_t ld, Acc<T>* buffer, Acc<T>* to, int64_t next) {
+void transform_source(const Source& source, int64_t n, int64_t p, int64_t first_frame, int64_t t_source, int64_t pairs,
+                      int64_t c0, int64_t depth, int64_t ld, Acc<T>* buffer, Acc<T>* to, int64_t next) {
   using A = Acc<T>;
   using V = Vec<A, W>;
   const auto frame = [&](int64_t i) -> const A* {
@@ -35,7 +35,8 @@ void transform_source(const Source& source, int64_t n, int64_t p, int64_t first_
     const A *f2 = frame(2 * pair + 2), *f3 = frame(2 * pair + 3);
     for (int64_t c = 0; c < depth; c += W) {
       const int64_t count = depth - c;
-      const V d0 = load<W>(f0 + c, count), d1 = load<W>(f1 + c, count), d2 = load<W>(f2 + c, count), d3 = load<W>(f3 + c, count);
+      const V d0 = load<W>(f0 + c, count), d1 = load<W>(f1 + c, count), d2 = load<W>(f2 + c, count),
+              d3 = load<W>(f3 + c, count);
       store<W>(to + c, d0 - d2, count);
       store<W>(to + next + c, d1 + d2, count);
       store<W>(to + 2 * next + c, d2 - d1, count);
@@ -65,13 +66,16 @@ struct WinogradTask : RowTask<T, Tl> {
   static int64_t transformed_bytes(const ConvPlan& p) {
     return align_up(ceil_div(p.blocking.t_block, 2) * 4 * p.blocking.p_block * p.blocking.c_block * sizeof(A));
   }
-  static int64_t read_bytes(const ConvPlan& p) { return align_up((p.blocking.t_block + 3) * p.blocking.c_block * sizeof(A)); }
+  static int64_t read_bytes(const ConvPlan& p) {
+    return align_up((p.blocking.t_block + 3) * p.blocking.c_block * sizeof(A));
+  }
   static int64_t scratch(const ConvPlan& p) {
     return sums_bytes(p) + transformed_bytes(p) + read_bytes(p) + Base::statistics_bytes(p);
   }
 
   WinogradTask(const ConvPlan& p, void* memory)
-      : Base(p, static_cast<char*>(memory) + sums_bytes(p) + transformed_bytes(p) + read_bytes(p)), sums(static_cast<A*>(memory)),
+      : Base(p, static_cast<char*>(memory) + sums_bytes(p) + transformed_bytes(p) + read_bytes(p)),
+        sums(static_cast<A*>(memory)),
         transformed(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p))),
         read(reinterpret_cast<A*>(static_cast<char*>(memory) + sums_bytes(p) + transformed_bytes(p))) {}
 
@@ -105,8 +109,8 @@ struct WinogradTask : RowTask<T, Tl> {
     return sums + (((slot * 4 + v) * ceil_div(b.t_block, 2) + pair) * b.p_block + r0) * panel;
   }
 
-  // One panel of all rows of the task, for one block of the depth. A matrix stays in L1 while the row tiles stream past it;
-  // where all four do, each tile is finished at once.
+  // One panel of all rows of the task, for one block of the depth. A matrix stays in L1 while the row tiles stream past
+  // it; where all four do, each tile is finished at once.
   void products(int64_t i, int64_t pairs, int64_t c0, int64_t depth) {
     const Parts tiles(rows, Tl::MR);
     const int64_t count = pairs * tiles.count, visit = 4 * depth * panel * int64_t(sizeof(A)) <= l1_weights ? 1 : count;
@@ -119,7 +123,8 @@ struct WinogradTask : RowTask<T, Tl> {
           const A* pa = transformed + ((pair * 4 + v) * rows + r0) * b.c_block;
           // The next matrix comes from L3 or memory: every product asks for its share.
           const int64_t share = depth * panel * (j + 1) / count;
-          for (int64_t e = depth * panel * j / count; e < share; e += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + e);
+          for (int64_t e = depth * panel * j / count; e < share; e += 64 / int64_t(sizeof(A)))
+            __builtin_prefetch(next + e);
           table<Tl>.products[m - 1](1, &pa, &pb, b.c_block, depth, tile_sums(i, v, pair, r0), c0 > 0);
         }
       }
