@@ -31,6 +31,12 @@ def info(as_json: bool) -> None:
 @click.option(
     "--op", "ops", multiple=True, help="temporal_conv, lateral_concat or slowfast; repeatable  [default: both ops]"
 )
+@click.option(
+    "--model",
+    "networks",
+    multiple=True,
+    help='A whole network: "R50 4x16", "R50 8x8" or "R101 16x8"; repeatable  [default: the ops alone]',
+)
 @click.option("--direction", "directions", multiple=True, help="fwd or bwd; repeatable  [default: both]")
 @click.option(
     "--dtype",
@@ -50,7 +56,7 @@ def info(as_json: bool) -> None:
 @click.option("--out", default="slowfast_fast-bench", show_default=True, help="Write OUT.json and OUT.png")
 @click.option("--chart/--no-chart", default=True, help="Whether to draw OUT.png (needs matplotlib)")
 def bench(out: str, chart: bool, **options: Any) -> None:
-    """Measure the fused ops against stock PyTorch at every shape of SlowFast R50 8x8."""
+    """Measure the fused ops at every shape of SlowFast R50 8x8, or whole networks, against stock PyTorch."""
     from . import bench as benchmarks
     from .bench.chart import require_matplotlib
 

@@ -14,9 +14,9 @@ from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .leg import Leg
 from .measure import Measurement
-from .network import NetworkCase
+from .network import DEFAULT_NETWORK, OP, NetworkCase
 from .report import busy, document, heading, machine, table
-from .run import find_cases, run
+from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
 
 ROUNDS, QUICK_ROUNDS = 15, 3
@@ -24,7 +24,8 @@ ROUNDS, QUICK_ROUNDS = 15, 3
 
 def bench(
     *,
-    ops: Sequence[str] = ("temporal_conv", "lateral_concat"),
+    ops: Sequence[str] | None = None,
+    networks: Sequence[str] = (),
     directions: Sequence[str] = tuple(DIRECTIONS),
     dtypes: Sequence[str] = ("float32",),
     batches: Sequence[int] = (1,),
@@ -39,10 +40,12 @@ def bench(
     budget: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Measure ours against stock at every shape of SlowFast R50 8x8 and print the tables and the summary.
+    """Measure ours against stock, at every shape of SlowFast R50 8x8 or whole networks; print tables and summary.
 
     Args:
-        ops: of "temporal_conv", "lateral_concat" and "slowfast" (the whole network).
+        ops: of "temporal_conv", "lateral_concat" and "slowfast" (whole networks). By default the first two, or the
+            last where networks are named.
+        networks: of `network.NETWORKS`, by default "R50 8x8".
         directions: "fwd" (eval forward) and "bwd" (training forward and backward).
         dtypes: of float32, tf32 (float32 that a GPU may round to TF32), float64, bfloat16 and float16.
         batches: clips.
@@ -51,7 +54,7 @@ def bench(
         threads: CPU threads for this call, by default PyTorch's setting.
         rounds: how often each variant runs, by default 15.
         compile: whether torch.compile is among the variants (seconds to compile each case).
-        json, png: where to write the document, and the chart of the first dtype, batch and crop.
+        json, png: where to write the document, and the chart of the first dtype (of ops, also first batch and crop).
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
         budget: seconds within which the last case should end; the document names those left out. The crops, in each the
             batches, in each the dtypes are measured in the order given.
@@ -62,6 +65,7 @@ def bench(
         ImportError: the chart needs matplotlib. Both come before anything is measured.
         RuntimeError: cases failed; everything that could be measured has been, and is written.
     """
+    ops = ops or ((OP,) if networks else OPS[:2])
     for argument, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"{argument}: expected at least 1, got {value}")
@@ -76,7 +80,7 @@ def bench(
     if png is not None:
         require_matplotlib()
     legs = [Leg(dtype, batch, crop) for crop, batch, dtype in itertools.product(crops, batches, dtypes)]
-    cases = [case for leg in legs for case in find_cases(ops, directions, leg)]
+    cases = [case for leg in legs for case in find_cases(ops, directions, leg, networks or (DEFAULT_NETWORK,))]
     if quick:
         cases = list({_kind(case): case for case in reversed(cases)}.values())[::-1]
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
@@ -114,9 +118,10 @@ def bench(
             print(f"{len(left_out)} of {len(cases)} cases were left out; the document names them and says why")
         if json is not None:
             Path(json).write_text(json_module.dumps(document(measurements, found, settings, left_out), indent=1) + "\n")
-        drawn = [m for m in measurements if m.case.leg == legs[0] and m.ratio(STOCK) is not None]
+        drawn = [m for m in measurements if m.ratio(STOCK) is not None and _drawn(m.case, legs[0])]
         if png is not None and drawn:
-            draw(drawn, png, f"{heading(found)}\n{legs[0]}")
+            precisions = ", ".join(dict.fromkeys(m.case.leg.precision for m in drawn))
+            draw(drawn, png, f"{heading(found)}\n{precisions if ops == (OP,) else legs[0]}")
         elif png is not None:
             print(f"nothing to draw: {legs[0]} has no measurement of both stock and ours")
         if failed := sum(case["reason"].startswith("failed") for case in left_out):
@@ -151,6 +156,11 @@ class Budget:
     @staticmethod
     def _kind(case: Case | NetworkCase) -> tuple[str, str]:
         return type(case).__name__, case.direction
+
+
+def _drawn(case: Case | NetworkCase, first: Leg) -> bool:
+    """The chart shows networks at every batch and crop, which their names tell, and ops in the first leg."""
+    return case.leg.precision == first.precision if isinstance(case, NetworkCase) else case.leg == first
 
 
 def _without(case: Case | NetworkCase, reason: str) -> dict[str, str]:

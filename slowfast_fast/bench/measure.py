@@ -22,6 +22,7 @@ COPY, GEMM = "copy", "gemm"
 # Baselines that are no variant: the fastest one of stock, and what the machine can do at best.
 FASTEST_STOCK, LIMIT = "the fastest stock variant", "the limit"
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+NETWORK_GEMM_SIZE = {"cpu": 2048, "cuda": 8192}  # a whole network has time for one that warms every core
 L2_FLUSH_BYTES = 256 << 20
 # Clock cycles of a GPU: about 0.1 ms, and 50 ms, longer than any case but a whole network takes to launch (which keeps
 # the device busy for longer than that).
@@ -119,11 +120,16 @@ def tolerance(table: Mapping[torch.dtype, tuple[float, float]], leg: Leg, device
 def limits(case: Case | NetworkCase, device: torch.device) -> dict[str, Callable[[], object]]:
     """The two calls that measure what the machine can do: see the module's docstring."""
     source, target = copy_buffers(case.bytes, device)
-    n = GEMM_SIZE[device.type]
+    n = gemm_size(case, device.type)
     # Where the dtype is emulated, float32 is what a kernel computes in and so the rate that limits it.
     dtype = case.dtype if natively_supported(case.dtype, device) else torch.float32
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return {COPY: lambda: target.copy_(source), GEMM: lambda: torch.mm(a, b)}
+
+
+def gemm_size(case: Case | NetworkCase, device: str) -> int:
+    """Rows and columns of the square product that is raced with a case."""
+    return (NETWORK_GEMM_SIZE if isinstance(case, NetworkCase) else GEMM_SIZE)[device]
 
 
 def copy_buffers(moved: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -189,6 +195,14 @@ class Measurement:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
+    def percentile(self, name: str, percent: int) -> float:
+        """Seconds that this many of a hundred calls did not exceed, interpolated between the rounds."""
+        seconds = self.seconds[name]
+        return seconds[0] if len(seconds) < 2 else statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
+
+    def clips_per_second(self, name: str) -> float:
+        return self.case.leg.batch / self.median(name)
+
     def spread(self, name: str) -> float:
         """Distance between the quartiles over the median: how much the machine wavered. 0 for fewer than two rounds."""
         seconds = self.seconds[name]
@@ -225,7 +239,7 @@ class Measurement:
 
     @property
     def gemm_gigaflops_per_second(self) -> float:
-        return 2 * GEMM_SIZE[self.device] ** 3 / self.median(GEMM) / 1e9
+        return 2 * gemm_size(self.case, self.device) ** 3 / self.median(GEMM) / 1e9
 
     @property
     def limit_seconds(self) -> float:

@@ -1,5 +1,6 @@
-"""The whole network as a case: eval forward and training step of SlowFast R50 8x8, stock and ours, same weights."""
+"""The whole network as a case: eval forward and training step of a SlowFast network, stock and ours, same weights."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,22 +11,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import freeze
 from ..models import create_slowfast
 from ..reference.slowfast import SlowFast
 from .cases import ELEMENT_SIZE
 from .leg import Leg
-from .variants import Runner, compile_module, compile_now
+from .variants import OURS, Runner, Unavailable, compile_module, compile_now
 
 OP = "slowfast"
-SLOW_FRAMES, ALPHA = 8, 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the paper's Table 2; its fast pathway has `alpha` times the slow one's frames."""
+
+    depth: int
+    slow_frames: int
+    alpha: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"model_depth": self.depth, "slowfast_fusion_conv_stride": (self.alpha, 1, 1)}
+
+
+# Named by depth, and T x tau of the slow pathway. R101: 101 layers deep in both, as pytorchvideo's model_depth has it.
+NETWORKS = {"R50 4x16": Network(50, 4, 8), "R50 8x8": Network(50, 8, 4), "R101 16x8": Network(101, 16, 4)}
+DEFAULT_NETWORK = "R50 8x8"
 
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """SlowFast R50 8x8 on the clips of a leg; `direction` as in `cases.DIRECTIONS`."""
+    """A network of `NETWORKS` on the clips of a leg; `direction` as in `cases.DIRECTIONS`."""
 
     leg: Leg
     direction: str
+    network: str = DEFAULT_NETWORK
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,12 +61,17 @@ class NetworkCase:
 
     @property
     def name(self) -> str:
-        return f"{OP} R50 8x8 batch {self.batch} at {self.crop} {self.direction}"
+        return f"{OP} {self.network} batch {self.batch} at {self.crop} {self.direction}"
 
     @property
     def sizes(self) -> list[tuple[int, ...]]:
         """Shapes of the slow and the fast input."""
-        return [(self.batch, 3, frames, self.crop, self.crop) for frames in (SLOW_FRAMES, SLOW_FRAMES * ALPHA)]
+        return [(self.batch, 3, frames, self.crop, self.crop) for frames in self.frames]
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        network = NETWORKS[self.network]
+        return network.slow_frames, network.slow_frames * network.alpha
 
     @property
     def bytes(self) -> int:
@@ -62,8 +87,8 @@ class NetworkCase:
 def _create(create: Callable[..., nn.Module], case: NetworkCase) -> nn.Module:
     """The network at the crop of the case, without dropout so that variants can be compared in training."""
     size = case.crop // 32
-    pools = ((SLOW_FRAMES, size, size), (SLOW_FRAMES * ALPHA, size, size))
-    return create(dropout_rate=0.0, head_pool_kernel_sizes=pools)
+    pools = tuple((frames, size, size) for frames in case.frames)
+    return create(dropout_rate=0.0, head_pool_kernel_sizes=pools, **NETWORKS[case.network].arguments)
 
 
 @lru_cache
@@ -108,6 +133,12 @@ class NetworkProblem:
         self.labels = torch.arange(case.batch, device=device)
         self.state = random_state(_create(SlowFast, case), seed)
 
+    def model(self, create: Callable[..., nn.Module], dtype: torch.dtype) -> nn.Module:
+        """A network of its own with the case's weights, in training or evaluation mode."""
+        model = _create(create, self.case).to(self.device)
+        model.load_state_dict(self.state)
+        return model.to(dtype).train(self.case.direction == "bwd")
+
     def runner(
         self,
         create: Callable[..., nn.Module],
@@ -120,9 +151,7 @@ class NetworkProblem:
         dtype = dtype or self.case.dtype
         half = torch.finfo(dtype).bits == 16
         training = self.case.direction == "bwd"
-        model = _create(create, self.case).to(self.device)
-        model.load_state_dict(self.state)
-        model = model.to(torch.float32 if half else dtype).train(training)
+        model = self.model(create, torch.float32 if half else dtype)
         model.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stubs lack this overload
         inputs = [tensor.to(dtype, copy=True).contiguous(memory_format=memory_format) for tensor in self.inputs]
         network = compile_module(model, freeze=not training) if compiled else model
@@ -151,13 +180,47 @@ class NetworkProblem:
         return compile_now(runner) if compiled else runner
 
 
+def frozen(problem: NetworkProblem) -> Runner:
+    """`slowfast_fast.freeze` of our network, in the dtype of the case."""
+    if problem.case.direction == "bwd":
+        raise Unavailable("a frozen network is for inference")
+    network = freeze(problem.model(create_slowfast, torch.float32), dtype=problem.case.dtype)
+    inputs = [tensor.contiguous(memory_format=torch.channels_last_3d) for tensor in problem.inputs]
+
+    @torch.inference_mode()
+    def evaluate() -> dict[str, Tensor]:
+        return {"y": network(inputs)}
+
+    return evaluate
+
+
+def openvino(problem: NetworkProblem) -> Runner:
+    """The stock network converted by OpenVINO, for latency, on as many threads as PyTorch has."""
+    case = problem.case
+    if case.direction == "bwd" or problem.device.type != "cpu" or case.dtype is not torch.float32:
+        raise Unavailable("OpenVINO is raced for inference on a CPU in float32")
+    try:
+        ov = importlib.import_module("openvino")
+    except ImportError as error:
+        raise Unavailable("openvino is not installed: pip install openvino") from error
+    with torch.no_grad():
+        program = torch.export.export(problem.model(SlowFast, torch.float32), (problem.inputs,))
+    converted = ov.convert_model(program)
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    # The default on CPUs with bfloat16 would be to compute in it.
+    compiled = ov.compile_model(converted, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = [tensor.numpy() for tensor in problem.inputs]
+    return lambda: {"y": torch.from_numpy(compiled(inputs)[0])}
+
+
 NETWORK_STOCK: dict[str, Callable[[NetworkProblem], Runner]] = {
     "stock": lambda problem: problem.runner(SlowFast, torch.contiguous_format),
     "stock channels_last_3d": lambda problem: problem.runner(SlowFast, torch.channels_last_3d),
     "torch.compile": lambda problem: problem.runner(SlowFast, torch.channels_last_3d, compiled=True),
+    "OpenVINO": openvino,
 }
-
-
-def network_of_ours(problem: NetworkProblem) -> Runner:
-    """Our network on the backends that `auto` picks."""
-    return problem.runner(create_slowfast, torch.channels_last_3d)
+FROZEN = f"{OURS} frozen"
+NETWORK_OURS: dict[str, Callable[[NetworkProblem], Runner]] = {
+    OURS: lambda problem: problem.runner(create_slowfast, torch.channels_last_3d),
+    FROZEN: frozen,
+}

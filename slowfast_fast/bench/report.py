@@ -21,15 +21,19 @@ SCHEMA = 2
 
 
 def table(measurement: Measurement) -> str:
-    """One case as text: a heading with its size and the machine's limits, then a line per variant, fastest first."""
+    """One case as text: a heading with its size and the machine's limits, then a line per variant, fastest first. Of a
+    network clips a second and the slowest round of twenty are told, of an op how fast it moves bytes."""
     case = measurement.case
     copy, gemm = measurement.copy_gigabytes_per_second, measurement.gemm_gigaflops_per_second
     per_second, giga = ("TFLOP/s", 1e3) if measurement.device == "cuda" else ("GFLOP/s", 1.0)
+    network = isinstance(case, NetworkCase)
+    rate, tail = ("clips/s", f"{'p95 ms':>9}") if network else ("GB/s", "")
     lines = [
         f"{case.name} ({case.leg}): {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
         f"(copy {copy:.1f} GB/s, gemm {gemm / giga:.0f} {per_second})",
-        f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{'GB/s':>8}{per_second:>9}{'% limit':>9}{'error':>9}",
+        f"  {'variant':<26}{'ms':>9}{'spread':>8}{'x stock':>9}{rate:>8}{per_second:>9}{'% limit':>9}{'error':>9}",
     ]
+    lines[1] += tail
     for name in sorted(measurement.variants, key=measurement.median):
         ratio = measurement.ratio(STOCK, name)
         lines.append(
@@ -37,10 +41,10 @@ def table(measurement: Measurement) -> str:
             f"{measurement.median(name) * 1e3:>9.3f}"
             f"{measurement.spread(name):>7.0%} "
             f"{'' if ratio is None else f'{ratio:.2f}':>8} "
-            f"{measurement.gigabytes_per_second(name):>7.1f} "
+            f"{measurement.clips_per_second(name) if network else measurement.gigabytes_per_second(name):>7.1f} "
             f"{measurement.gigaflops_per_second(name) / giga:>8.1f} "
             f"{measurement.percent_of_limit(name):>8.0f} "
-            f"{measurement.errors[name]:>8.0e}"
+            f"{measurement.errors[name]:>8.0e}" + (f"{measurement.percentile(name, 95) * 1e3:>9.3f}" if network else "")
         )
     lines += [f"  {name}: not run, {reason}" for name, reason in measurement.unavailable.items()]
     return "\n".join(lines)
@@ -136,7 +140,7 @@ def document(
 
 def _case(measurement: Measurement) -> dict[str, Any]:
     case = measurement.case
-    shape = {} if isinstance(case, NetworkCase) else asdict(case.shape)
+    shape = {"network": case.network} if isinstance(case, NetworkCase) else asdict(case.shape)
     return {
         "name": case.name,
         "direction": case.direction,
@@ -160,6 +164,8 @@ def rates(measurement: Measurement, name: str) -> dict[str, Any]:
     """All figures of one variant."""
     return {
         "median": measurement.median(name),
+        "p95": measurement.percentile(name, 95),
+        "clips_per_second": measurement.clips_per_second(name),
         "seconds": measurement.seconds[name],
         "speedup_over_stock": measurement.ratio(STOCK, name),
         "gigabytes_per_second": measurement.gigabytes_per_second(name),

@@ -1,6 +1,7 @@
 """From a case to a measurement: build every variant, check that they agree with float64, then race them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -9,7 +10,17 @@ from ..choosing import choose
 from .cases import DIRECTIONS, Case
 from .leg import Leg
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
-from .network import NETWORK_STOCK, OP, NetworkCase, NetworkProblem, SlowFast, network_of_ours
+from .network import (
+    DEFAULT_NETWORK,
+    FROZEN,
+    NETWORK_OURS,
+    NETWORK_STOCK,
+    NETWORKS,
+    OP,
+    NetworkCase,
+    NetworkProblem,
+    SlowFast,
+)
 from .shapes import network_shapes
 from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eager
 
@@ -17,13 +28,20 @@ OPS = ("temporal_conv", "lateral_concat", OP)
 COMPILED = "torch.compile"
 
 
-def find_cases(ops: Sequence[str], directions: Sequence[str], leg: Leg) -> list[Case | NetworkCase]:
-    """Every case of SlowFast R50 8x8 for those ops (of `OPS`) and directions (of `cases.DIRECTIONS`), op by op.
+def find_cases(
+    ops: Sequence[str], directions: Sequence[str], leg: Leg, networks: Sequence[str] = (DEFAULT_NETWORK,)
+) -> list[Case | NetworkCase]:
+    """Every case for those ops (of `OPS`) and directions (of `cases.DIRECTIONS`), op by op: of "slowfast" the networks
+    named, of the others each shape of SlowFast R50 8x8.
 
     Raises:
-        ValueError: an op or a direction is unknown, or the crop is no multiple of 32.
+        ValueError: an op, a direction or a network is unknown, or the crop is no multiple of 32.
     """
-    for argument, values, known in (("ops", ops, OPS), ("directions", directions, tuple(DIRECTIONS))):
+    for argument, values, known in (
+        ("ops", ops, OPS),
+        ("directions", directions, tuple(DIRECTIONS)),
+        ("networks", networks, tuple(NETWORKS)),
+    ):
         for value in values:
             if value not in known:
                 raise ValueError(f"{argument}: expected some of {known}, got {value!r}")
@@ -32,7 +50,7 @@ def find_cases(ops: Sequence[str], directions: Sequence[str], leg: Leg) -> list[
     for op in ops:
         for direction in directions:
             if op == OP:
-                cases.append(NetworkCase(leg, direction))
+                cases += [NetworkCase(leg, direction, network) for network in networks]
             cases += [Case(shape, direction, leg) for shape in shapes if shape.op == op]
     return cases
 
@@ -77,11 +95,11 @@ def _variants(
     """Builders by name, the name that `auto` picks, the results in float64, and how far from them a variant may be."""
     if isinstance(case, NetworkCase):
         network = NetworkProblem(case, device, seed)
-        stock = {name: lambda build=build: build(network) for name, build in NETWORK_STOCK.items()}
+        variants = NETWORK_STOCK | NETWORK_OURS
         exact = _without_search(network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64))
         return (
-            {**stock, OURS: lambda: network_of_ours(network)},
-            OURS,
+            {name: partial(build, network) for name, build in variants.items()},
+            OURS if case.direction == "bwd" else FROZEN,
             exact,
             tolerance(NETWORK_TOLERANCE, case.leg, device),
         )

@@ -1,13 +1,13 @@
 """The questions that a run of the benchmarks answers: how many times faster than stock, how near to what the machine
 can do, and is that fast enough."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .cases import DIRECTIONS
 from .leg import Leg
 from .measure import FASTEST_STOCK, LIMIT, Measurement
-from .network import NetworkCase
+from .network import DEFAULT_NETWORK, NETWORKS, OP, NetworkCase
 from .shapes import Shape, network_shapes
 
 STOCK, CHANNELS_LAST = "stock", "stock channels_last_3d"
@@ -17,9 +17,10 @@ STOCK, CHANNELS_LAST = "stock", "stock channels_last_3d"
 class Goal:
     """How many times faster than a baseline ours is: in the sum over the network's shapes, or at the worst of them.
 
-    In the sum every shape counts as often as the network runs it. `target` is the ratio to reach, on a CPU in float32
-    with two threads or on a GPU in any precision; None where the ratio is only for information. `pathway` None means
-    all of them, `bound` "memory" or "compute" those that this one limits.
+    In the sum every shape counts as often as the network runs it. `target` is the ratio to reach, in the leg `at`, or
+    where that is None on a CPU in float32 with two threads or on a GPU in any precision; None where the ratio is only
+    for information. `pathway` None means all of them, `bound` "memory" or "compute" those that this one limits.
+    `network`: which one, of a goal about a whole network.
     """
 
     op: str
@@ -29,13 +30,17 @@ class Goal:
     pathway: str | None = None
     worst: bool = False
     bound: str | None = None
+    network: str | None = None
+    at: Leg | None = None
 
     def __str__(self) -> str:
+        direction = DIRECTIONS[self.direction]
         where = f"{self.pathway} pathway" if self.pathway else "network"
         shape = f"{self.bound}-bound shape" if self.bound else "shape"
         over = f"worst {shape} of the {where}" if self.worst else f"sum over the {where}"
-        over = "" if self.op == "slowfast" else f", {over}"
-        return f"{self.op} {DIRECTIONS[self.direction]}{over}, against {self.baseline}"
+        over = f" {self.network}" if self.network else f", {over}"
+        what = f"{self.op}{over} {direction}" if self.network else f"{self.op} {direction}{over}"
+        return f"{what}, against {self.baseline}"
 
     def selects(self, shape: Shape) -> bool:
         return self.op == shape.op and self.pathway in (None, shape.pathway)
@@ -45,13 +50,21 @@ class Goal:
         if case.direction != self.direction:
             return False
         if isinstance(case, NetworkCase):
-            return self.op == "slowfast"
+            return self.network == case.network
         return self.selects(case.shape) and (self.bound is None or self.bound == measurement.bound)
 
 
-NETWORK_GOALS = tuple(
-    Goal("slowfast", direction, baseline, None) for direction in DIRECTIONS for baseline in (STOCK, CHANNELS_LAST)
-)
+def _network_goals(baselines: Sequence[str], targets: Mapping[str, float], at: Leg) -> tuple[Goal, ...]:
+    """Every network against the baselines; `targets` are those of the default network's eval forward in the leg."""
+    return tuple(
+        Goal(OP, direction, baseline, targets.get(baseline) if asked else None, network=network, at=at)
+        for network in NETWORKS
+        for direction in DIRECTIONS
+        for asked in [network == DEFAULT_NETWORK and direction == "fwd"]
+        for baseline in baselines
+    )
+
+
 CPU_GOALS = (
     Goal("temporal_conv", "fwd", STOCK, 3.0, pathway="fast"),
     Goal("temporal_conv", "fwd", STOCK, 1.5),
@@ -66,7 +79,11 @@ CPU_GOALS = (
     Goal("lateral_concat", "bwd", STOCK, 1.0),
     Goal("lateral_concat", "bwd", CHANNELS_LAST, None),
     Goal("lateral_concat", "bwd", STOCK, None, worst=True),
-    *NETWORK_GOALS,
+    *_network_goals(
+        (STOCK, CHANNELS_LAST, "torch.compile", "OpenVINO", LIMIT),
+        {STOCK: 2.1, "torch.compile": 1.2, "OpenVINO": 1.1, LIMIT: 0.85},
+        at=Leg("float32", 1, 224),
+    ),
 )
 CUDA_GOALS = (
     *(
@@ -80,7 +97,11 @@ CUDA_GOALS = (
             Goal(op, direction, LIMIT, 0.6, worst=True, bound="compute"),
         )
     ),
-    *NETWORK_GOALS,
+    *_network_goals(
+        (STOCK, CHANNELS_LAST, FASTEST_STOCK, LIMIT),
+        {STOCK: 4.0, FASTEST_STOCK: 2.0, LIMIT: 0.6},
+        at=Leg("bfloat16", 32, 256),
+    ),
 )
 GOALS = {"cpu": CPU_GOALS, "cuda": CUDA_GOALS}
 
@@ -143,13 +164,13 @@ def _answer(goal: Goal, leg: Leg, measurements: Sequence[Measurement]) -> list[A
     covered = [measurement for measurement in measurements if goal.covers(measurement)]
     if not covered:
         return []
-    if goal.op == "slowfast":
+    if goal.network:
         expected = 1
     else:
         expected = sum(goal.selects(shape) for shape in network_shapes())
         # Whether a shape is bound by memory is known once it is measured.
         expected -= sum(replace(goal, bound=None).covers(m) and not goal.covers(m) for m in measurements)
-    comparable = covered[0].device == "cuda" or leg.precision == "float32"
+    comparable = leg == goal.at if goal.at else covered[0].device == "cuda" or leg.precision == "float32"
     combine = worst_ratio if goal.worst else summed_ratio
     return [Answer(goal, leg, combine(covered, goal.baseline), len(covered), expected, comparable)]
 
