@@ -1,10 +1,24 @@
 """SlowFast video networks whose temporal and lateral convolutions run on fused operators."""
 
-from . import ops
+from . import compat, ops
 from ._version import __version__
 from .backend import backend
+from .compat import accelerate, convert_state_dict, load_checkpoint, restore
 from .explanation import explain
 from .freezing import freeze
 from .models import create_slowfast, create_slowfast_with_roi_head
 
-__all__ = ["__version__", "backend", "create_slowfast", "create_slowfast_with_roi_head", "explain", "freeze", "ops"]
+__all__ = [
+    "__version__",
+    "accelerate",
+    "backend",
+    "compat",
+    "convert_state_dict",
+    "create_slowfast",
+    "create_slowfast_with_roi_head",
+    "explain",
+    "freeze",
+    "load_checkpoint",
+    "ops",
+    "restore",
+]

@@ -95,3 +95,32 @@ def tune(device: str | None, precisions: tuple[str, ...], out: Path | None, **op
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"written: {tuning.write(table, out)}")
+
+
+@main.command()
+@click.argument("checkpoint", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--to", "target", required=True, help="pytorchvideo, pyslowfast, mmaction2, gluoncv or r1c7")
+@click.option("--from", "source", help="One of these, or caffe2  [default: by the keys]")
+def convert(checkpoint: Path, out: Path, target: str, source: str | None) -> None:
+    """Write the checkpoint IN as OUT, under the keys of another library.
+
+    IN may be a .pyth, .pth, .safetensors or Caffe2 .pkl file; it is read without running anything that it holds.
+    OUT is written as safetensors if it is named so, else with torch.save.
+    """
+    from .compat import _checkpoint, _convert
+
+    try:
+        state_dict = _checkpoint.read_checkpoint(checkpoint)
+        source = source or _convert.detect(state_dict)
+        if source is None:
+            raise click.ClickException(f"{checkpoint} has no keys of a known library; it has {next(iter(state_dict))}")
+        done = _convert.convert(state_dict, source, target)
+        _checkpoint.write_checkpoint(out, done.state_dict, target)
+    except _convert.CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{done}\nwritten: {out}")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from golden_testing import golden, inputs, relative
 from network_testing import SMALL, distance
 from test_freeze import EXACT, FP32, enliven
-from test_slowfast_golden import INDEX, build, golden, inputs, relative
+from test_slowfast_golden import NAMES, build
 from torch import nn
 
 import slowfast_fast
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", INDEX)
+@pytest.mark.parametrize("name", NAMES)
 def test_golden(name: str) -> None:
     frozen = freeze(build(name, "fused", torch.float32))
     assert relative(frozen(inputs(name, torch.float32)).double().numpy(), golden(name)["eval_logits"]) < FP32

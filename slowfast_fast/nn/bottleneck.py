@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .fused import conv_norm_act
+from .fused import Parts, conv_norm_act
 
 
 def create_bottleneck_block(
@@ -97,9 +97,15 @@ class BottleneckBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
-        return conv_norm_act(self.inner(x), self.conv_c, self.norm_c, None)
+        for layer in self.layers():
+            x = conv_norm_act(x, *layer)
+        return x
 
-    def inner(self, x: Tensor) -> Tensor:
-        """Everything before ``conv_c``, so that a residual block can run that one with its sum and activation."""
-        x = conv_norm_act(x, self.conv_a, self.norm_a, self.act_a)
-        return conv_norm_act(x, self.conv_b, self.norm_b, self.act_b)
+    def layers(self) -> list[Parts]:
+        """The three layers as they are now, so that a residual block can run the last one with its sum and
+        activation."""
+        return [
+            (self.conv_a, self.norm_a, self.act_a),
+            (self.conv_b, self.norm_b, self.act_b),
+            (self.conv_c, self.norm_c, None),
+        ]

@@ -6,7 +6,7 @@ one layer's mode. An op stands in only where nobody could tell the difference; e
 ``explain()`` shows the reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,9 @@ from ..explanation import note, recording
 # Whether 1x1x1 convolutions run on ops.temporal_conv too, rather than on PyTorch's own kernels: their norm, sum and
 # ReLU then cost no pass of their own, and the network keeps to channels_last_3d.
 FUSE_POINTWISE = True
+
+Parts = tuple[nn.Module, nn.Module | None, nn.Module | None]  # a convolution, its norm and its activation
+Step = Parts | nn.Module  # a module is called as it is
 
 
 def conv_norm_act(
@@ -46,9 +49,9 @@ def conv_norm_act(
         plain,
         norm,
         residual=residual,
-        stride=plain.stride[0],
-        padding=plain.padding[0],
-        dilation=plain.dilation[0],
+        stride=int(plain.stride[0]),  # pytorchvideo's convolutions hold numpy's integers
+        padding=int(plain.padding[0]),
+        dilation=int(plain.dilation[0]),
         relu=not _absent(act),
     )
 
@@ -75,10 +78,33 @@ def conv_norm_act_concat(
         (slow, fast, plain.weight),
         plain,
         norm,
-        alpha=plain.stride[0],
-        padding=plain.padding[0],
+        alpha=int(plain.stride[0]),
+        padding=int(plain.padding[0]),
         relu=not _absent(act),
     )
+
+
+def run_step(step: Step, x: Tensor) -> Tensor:
+    """A layer by ``conv_norm_act``, any other module by calling it."""
+    return conv_norm_act(x, *step) if isinstance(step, tuple) else step(x)
+
+
+def residual(x: Tensor, branch: Sequence[Step], shortcut: Tensor, act: nn.Module | None) -> Tensor:
+    """``act(shortcut + branch(x))``; the sum and the activation go into the kernel of the branch's last layer.
+
+    Args:
+        x: (N, C, T, H, W).
+        branch: what is done to ``x``, in order.
+        shortcut: of the shape that ``branch`` gives.
+        act: may be None.
+    """
+    *first, last = branch
+    for step in first:
+        x = run_step(step, x)
+    if isinstance(last, tuple) and _absent(last[2]):
+        return conv_norm_act(x, last[0], last[1], act, residual=shortcut)
+    x = shortcut + run_step(last, x)
+    return x if act is None else act(x)
 
 
 def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> str | None:

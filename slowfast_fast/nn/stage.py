@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckBlock
-from .fused import conv_norm_act, has_global_hooks, is_observed
+from .fused import conv_norm_act, has_global_hooks, is_observed, residual
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -121,13 +121,9 @@ class ResBlock(nn.Module):
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
         branch1_conv, branch2, activation = self.branch1_conv, self.branch2, self.activation
         shortcut = x if branch1_conv is None else conv_norm_act(x, branch1_conv, self.branch1_norm, None)
-        if (
-            self.branch_fusion is add
-            and type(branch2) is BottleneckBlock
-            and not (is_observed(branch2) or has_global_hooks())
-        ):
-            # The sum and the activation go into the last convolution's kernel where it has one for them.
-            return conv_norm_act(branch2.inner(x), branch2.conv_c, branch2.norm_c, activation, residual=shortcut)
+        if self.branch_fusion is add:
+            opened = type(branch2) is BottleneckBlock and not (is_observed(branch2) or has_global_hooks())
+            return residual(x, cast(BottleneckBlock, branch2).layers() if opened else [branch2], shortcut, activation)
         x = self.branch_fusion(shortcut, branch2(x))
         return x if activation is None else activation(x)
 

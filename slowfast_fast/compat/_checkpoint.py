@@ -1,0 +1,121 @@
+"""Checkpoint files of every library, read without running anything that they hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _caffe2
+from ._convert import SPELLINGS, CheckpointError, Conversion, convert, detect, left_over
+
+WRAPPERS = ("model_state", "state_dict")  # PySlowFast and pytorchvideo; mmaction2, Lightning and others
+PREFIXES = ("module.", "model.", "_orig_mod.")  # DistributedDataParallel; PTVSlowFast and Lightning; torch.compile
+
+
+def load_checkpoint(path: str | PathLike[str], model: nn.Module) -> Conversion:
+    """Load a checkpoint of any of the five libraries into a SlowFast model of any of them, ours included.
+
+    Args:
+        path: ``.pyth`` or ``.pth`` (``torch.save``, with a ``model_state``, a ``state_dict`` or bare), ``.safetensors``
+            or a Caffe2 ``.pkl``. Prefixes ``module.``, ``model.`` and ``_orig_mod.`` of all keys do not count, neither
+            there nor in the model.
+        model: whose keys the file has, or, of a two-pathway network, whose keys ``convert_state_dict`` can give it.
+
+    Every key and shape must fit. Returns what was done; ``str`` of it is a summary.
+
+    Files are read safely: ``torch.load`` with ``weights_only=True``, ``.pkl`` by an unpickler that admits numpy arrays
+    and plain containers. Raises CheckpointError (a ValueError) for a file that is damaged, wants to run code, or does
+    not fit, with every key left over on either side; ImportError where safetensors is needed and missing.
+    """
+    given = read_checkpoint(path)
+    wanted, prefix = _strip(model.state_dict())
+    missing = wanted.keys() - given.keys()
+    if given.keys() <= wanted.keys() and all(key.endswith("num_batches_tracked") for key in missing):
+        state = {**given, **{key: torch.zeros_like(wanted[key]) for key in missing}}
+        changes = (f"{len(missing)} num_batches_tracked were missing and are 0",) if missing else ()
+        name = detect(given) or type(model).__name__
+        done = Conversion(state, name, name, {}, changes)
+    else:
+        source, target = detect(given), detect(wanted)
+        if source is None or target is None or target not in SPELLINGS:
+            raise CheckpointError(left_over(str(path), sorted(given.keys() - wanted.keys()), sorted(missing)))
+        try:
+            done = convert(given, source, target)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    unplaced, unmet = done.state_dict.keys() - wanted.keys(), wanted.keys() - done.state_dict.keys()
+    if unplaced or unmet:
+        raise CheckpointError(left_over(str(path), sorted(unplaced), sorted(unmet)))
+    unfit = [
+        f"{key}: {tuple(tensor.shape)} in the file, {tuple(wanted[key].shape)} in the model"
+        for key, tensor in done.state_dict.items()
+        if tensor.shape != wanted[key].shape
+    ]
+    if unfit:
+        raise CheckpointError("\n    ".join([f"{path}: shapes differ", *unfit]))
+    model.load_state_dict({prefix + key: tensor for key, tensor in done.state_dict.items()})
+    return done
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The ``state_dict`` in a file, without wrappers' prefixes. Errors as for :func:`load_checkpoint`."""
+    file = Path(path)
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = _safetensors().load_file(file)
+        elif file.suffix == ".pkl":
+            content = _caffe2.read_blobs(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # a damaged file may make its reader raise anything
+        kind = "refused" if isinstance(error, pickle.UnpicklingError) else "cannot be read"
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(
+            f"{path} is {kind}: {reason}" if kind == "refused" else f"{path} {kind}: {reason}"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no state_dict, but {type(content).__name__}")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{path} holds no state_dict: {', '.join(others[:5])} are no tensors; looked for {' and '.join(WRAPPERS)}"
+        )
+    return _strip(content)[0]
+
+
+def write_checkpoint(path: str | PathLike[str], state_dict: Mapping[str, Tensor], spelling: str) -> None:
+    """A file as the library ``spelling`` reads it: safetensors by its suffix, else by ``torch.save``."""
+    wrapper = SPELLINGS[spelling].wrapper
+    if Path(path).suffix == ".safetensors":
+        _safetensors().save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, path)
+    else:
+        torch.save(dict(state_dict) if wrapper is None else {wrapper: dict(state_dict)}, path)
+
+
+def _strip(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Without the prefixes that all keys have, and those."""
+    keys, prefix = list(state_dict), ""
+    while found := [p for p in PREFIXES if keys and all(key.startswith(prefix + p) for key in keys)]:
+        prefix += found[0]
+    return {key[len(prefix) :]: tensor for key, tensor in state_dict.items()}, prefix
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "safetensors files need the package safetensors, which is not installed: install slowfast-fast[checkpoints]"
+        ) from error
+    return safetensors.torch

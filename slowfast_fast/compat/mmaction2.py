@@ -1,0 +1,74 @@
+"""mmaction2: ``ResNet3dSlowFast``, ``ResNet3d`` and ``ResNet3dSlowOnly``, whose layers are mmcv's ``ConvModule``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn.units import Chain, Contiguous, Layer, Residual, Stage, TwoPathways
+from ._library import Library
+from ._spelling import Spelling
+
+
+def _not_conv_norm_act(module: nn.Module) -> str | None:
+    order = tuple(getattr(module, "order", ("conv", "norm", "act")))
+    if order != ("conv", "norm", "act"):
+        return f"its order is {', '.join(order)}"
+    return "it pads by itself" if getattr(module, "with_explicit_padding", False) else None
+
+
+def _sample(network: Any, clip: Tensor) -> tuple[Tensor, Tensor]:
+    every = (network.resample_rate, network.resample_rate // network.speed_ratio)
+    slow, fast = (F.interpolate(clip, mode="nearest", scale_factor=(1.0 / n, 1.0, 1.0)) for n in every)
+    return slow, fast
+
+
+def _stages(network: Any) -> Iterator[Stage]:
+    slow = network.slow_path
+    laterals = ["conv1_lateral", *slow.lateral_connections] if slow.lateral else []
+    for index, name in enumerate(slow.res_layers):
+        lateral = f"slow_path.{laterals[index]}" if laterals else None
+        yield lateral, f"slow_path.{name}", f"fast_path.{name}"
+
+
+def _bottleneck(names: tuple[str, ...]) -> Residual:
+    return Residual(branch=names, shortcut="downsample", act="relu", then=("non_local_block",), checkpointed="with_cp")
+
+
+LIBRARY = Library(
+    name="mmaction2",
+    units={
+        "ConvModule": Chain(chain=(Layer("conv", "norm", "activate"),), stock_if=_not_conv_norm_act),
+        "Bottleneck3d": _bottleneck(("conv1", "conv2", "conv3")),
+        "BasicBlock3d": _bottleneck(("conv1", "conv2")),
+        "NonLocal3d": Contiguous(marks=("g", "theta", "phi", "conv_out")),
+        "SubBatchNorm3D": Contiguous(marks=("bn", "split_bn")),
+        "ResNet3dSlowFast": TwoPathways(
+            sample=_sample,
+            stems=(("slow_path.conv1", "slow_path.maxpool"), ("fast_path.conv1", "fast_path.maxpool")),
+            stages=_stages,
+            head=lambda network, slow, fast: (slow, fast),
+        ),
+    },
+    spelling=Spelling(
+        name="mmaction2",
+        pathways=("slow", "fast"),
+        first_stage=1,
+        stem=("backbone.{pathway}_path.conv1.conv", "backbone.{pathway}_path.conv1.bn"),
+        stem_lateral=("backbone.slow_path.conv1_lateral.conv", "backbone.slow_path.conv1_lateral.bn"),
+        lateral=("backbone.slow_path.layer{stage}_lateral.conv", "backbone.slow_path.layer{stage}_lateral.bn"),
+        block="backbone.{pathway}_path.layer{stage}.{block}.",
+        layers={
+            "shortcut": ("downsample.conv", "downsample.bn"),
+            "a": ("conv1.conv", "conv1.bn"),
+            "b": ("conv2.conv", "conv2.bn"),
+            "c": ("conv3.conv", "conv3.bn"),
+        },
+        classifier="cls_head.fc_cls",
+        fast_first=True,
+        wrapper="state_dict",
+    ),
+)

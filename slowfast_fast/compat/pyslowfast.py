@@ -1,0 +1,56 @@
+"""PySlowFast (facebookresearch/SlowFast): ``SlowFast`` and ``ResNet``, which is Slow-only, I3D and C2D there."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..nn.units import Chain, Contiguous, Lateral, Layer, Residual
+from ._library import Library
+from ._spelling import Spelling
+
+
+def _drops_branches(block: nn.Module) -> str | None:
+    rate = getattr(block, "_drop_connect_rate", 0.0)
+    return f"drop_connect_rate is {rate}" if rate else None
+
+
+LIBRARY = Library(
+    name="PySlowFast",
+    units={
+        "ResNetBasicStem": Chain(chain=(Layer("conv", "bn", "relu"),), then=("pool_layer",)),
+        "BottleneckTransform": Chain(
+            chain=(Layer("a", "a_bn", "a_relu"), Layer("b", "b_bn", "b_relu"), Layer("c", "c_bn"))
+        ),
+        "BasicTransform": Chain(chain=(Layer("a", "a_bn", "a_relu"), Layer("b", "b_bn"))),
+        "ResBlock": Residual(
+            branch=("branch2",), shortcut=Layer("branch1", "branch1_bn"), act="relu", stock_if=_drops_branches
+        ),
+        "FuseFastToSlow": Lateral(layer=Layer("conv_f2s", "bn", "relu")),
+        "Nonlocal": Contiguous(marks=("conv_theta", "conv_phi", "conv_g", "conv_out")),
+        "SubBatchNorm3d": Contiguous(marks=("bn", "split_bn")),
+    },
+    spelling=Spelling(
+        name="pyslowfast",
+        pathways=("0", "1"),
+        first_stage=2,
+        stem=("s1.pathway{pathway}_stem.conv", "s1.pathway{pathway}_stem.bn"),
+        lateral=("s{stage}_fuse.conv_f2s", "s{stage}_fuse.bn"),
+        block="s{stage}.pathway{pathway}_res{block}.",
+        layers={
+            "shortcut": ("branch1", "branch1_bn"),
+            "a": ("branch2.a", "branch2.a_bn"),
+            "b": ("branch2.b", "branch2.b_bn"),
+            "c": ("branch2.c", "branch2.c_bn"),
+        },
+        nonlocal_block="s{stage}.pathway{pathway}_nonlocal{block}.",
+        nonlocal_layers={
+            "theta": "conv_theta",
+            "phi": "conv_phi",
+            "g": "conv_g",
+            "out": "conv_out",
+            "norm": "bn",
+        },
+        classifier="head.projection",
+        wrapper="model_state",
+    ),
+)
