@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..explanation import because, note, recording
 from ..ops._layout import as_rows
+from . import bottleneck
 from .convolution import FrozenConv
 
 
@@ -85,7 +86,7 @@ class FrozenStem(nn.Module):
 
 
 class FrozenBlock(nn.Module):
-    """A residual block: conv_c adds the shortcut and applies the activation in its own kernel.
+    """A residual block: one kernel where that is faster, else conv_c adds the shortcut and applies the activation.
 
     ``projection`` is None where the shortcut is the block's input.
     """
@@ -96,6 +97,7 @@ class FrozenBlock(nn.Module):
         self.conv_a = conv_a
         self.conv_b = conv_b
         self.conv_c = conv_c
+        self.geometry = bottleneck.geometry(projection, conv_a, conv_b, conv_c)
 
     def inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What conv_c takes, and the shortcut."""
@@ -104,8 +106,14 @@ class FrozenBlock(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W'). ``overwrite``: nobody else needs x."""
+        projects = self.projection is not None
+        parts: Any = (self.projection, self.conv_a, self.conv_b, self.conv_c)
+        if self.geometry is not None and bottleneck.is_faster(x, parts[1].weight.shape[0], projects):
+            if recording():
+                note([part for part in parts if part is not None], "bottleneck")
+            return ops.bottleneck(x, **bottleneck.arguments(*parts), **self.geometry)
         inner, shortcut = self.inner(x)
-        return self.conv_c(inner, shortcut, overwrite or self.projection is not None)
+        return self.conv_c(inner, shortcut, overwrite or projects)
 
 
 class FrozenStage(nn.Module):
