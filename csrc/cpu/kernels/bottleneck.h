@@ -159,6 +159,13 @@ struct BottleneckTask {
     pointwise();
   }
 
+  // Asks for `count` rows of `bytes`.
+  SFF_INLINE static void prefetch(const void* rows, int64_t count, int64_t next, int64_t bytes) {
+    const char* row = static_cast<const char*>(rows);
+    for (int64_t i = 0; i < count; ++i, row += next)
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  }
+
   // A row of tiles of one panel: `columns` positions, whose results lie out_next apart.
   void products(const LayerTile<A>& layer, int count, int64_t columns, const A* shift, A* out, int64_t out_next) {
     const Parts tiles(columns, layer.rows);
@@ -199,8 +206,8 @@ struct BottleneckTask {
           }
           for (int64_t j = 0; j < block.kt; ++j) {
             const int64_t from = t + j - block.padding;
-            source[j] =
-                from < 0 || from >= block.t ? nullptr : x_row(from, h, 1, block.w, converted + j * block.w * block.c);
+            const bool inside = from >= 0 && from < block.t;
+            source[j] = inside ? x_row(from, h, 1, block.w, converted + j * block.w * block.c) : nullptr;
           }
           for (int64_t i = i0; i < i0 + panels; ++i) {
             const A* weight = static_cast<const A*>(plan.weight_a) + i * inner.panel * block.c * block.kt;
@@ -236,8 +243,8 @@ struct BottleneckTask {
   void pointwise() {
     for (int64_t t = t0; t < t1; ++t)
       for (int64_t r = r0; r < r1; ++r) {
-        const A* shortcut =
-            plan.weight_shortcut ? x_row(t, r * block.stride, block.stride, plan.w_out, converted) : nullptr;
+        const A* shortcut = nullptr;
+        if (plan.weight_shortcut) shortcut = x_row(t, r * block.stride, block.stride, plan.w_out, converted);
         for (int64_t i = 0; i < outer.panels; ++i) pointwise(t, r, i, shortcut);
       }
   }
@@ -258,6 +265,11 @@ struct BottleneckTask {
     for (int64_t p = 0; p < tiles.count; ++p) {
       const int64_t m = tiles.length(p);
       const auto kernel = outer.entry[m - 1];
+      if (i == 0) {  // the rows below: lines to be written are not followed by hardware
+        const int64_t next = block.y.stride_p * int64_t(sizeof(T)), from_next = block.x.stride_p * int64_t(sizeof(T));
+        prefetch(y + plan.w_out * block.y.stride_p, m, next, block.k * int64_t(sizeof(T)));
+        if (residual) prefetch(residual + plan.w_out * block.x.stride_p, m, from_next, block.k * int64_t(sizeof(T)));
+      }
       if constexpr (in_place) {
         if (whole) kernel(operands, count, shift, residual, block.x.stride_p, y, block.y.stride_p);
       }
