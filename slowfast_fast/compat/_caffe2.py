@@ -59,6 +59,8 @@ class ArrayUnpickler(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
             ("collections", "OrderedDict"): OrderedDict,
             ("_codecs", "encode"): _Encode(),
+            ("builtins", "set"): set,  # in protocol 2; later ones have a way of their own
+            ("__builtin__", "set"): set,
         }
         if (module, name) in allowed:
             return allowed[module, name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
@@ -72,3 +74,28 @@ LIBRARY = Library(
         wrapper="state_dict",
     ),
 )
+
+
+def register() -> Callable[[], None]:
+    """Make mmaction2 build accelerated backbones: takes the name ``ResNet3dSlowFast`` in its ``MODELS``.
+
+    Configurations stay as they are; only models built from then on are accelerated. Returns a function that gives the
+    name back. Raises ImportError where mmaction2 is not installed.
+    """
+    from ._accelerate import accelerate  # which knows this module
+
+    try:
+        backbones = importlib.import_module("mmaction.models.backbones")
+        models = importlib.import_module("mmaction.registry").MODELS
+    except ImportError as error:
+        raise ImportError(f"register() changes mmaction2's registry, which cannot be imported: {error}") from error
+    stock = backbones.ResNet3dSlowFast
+
+    @functools.wraps(stock, updated=())
+    def build(*arguments: Any, **keywords: Any) -> nn.Module:
+        model = stock(*arguments, **keywords)
+        accelerate(model)
+        return model
+
+    models.register_module(name="ResNet3dSlowFast", force=True, module=build)
+    return lambda: models.register_module(name="ResNet3dSlowFast", force=True, module=stock)

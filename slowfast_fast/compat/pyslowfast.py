@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from torch import nn
 
 from ..nn.units import Chain, Contiguous, Lateral, Layer, Residual
@@ -54,3 +57,26 @@ LIBRARY = Library(
         wrapper="model_state",
     ),
 )
+
+
+def register() -> None:
+    """Add ``SlowFastFast`` to PySlowFast's ``MODEL_REGISTRY``: ``SlowFast``, accelerated once it is built.
+
+    A configuration takes it with ``MODEL.MODEL_NAME SlowFastFast``; ``MODEL.ARCH`` stays ``slowfast``. Does nothing
+    where it is registered. Raises ImportError where PySlowFast is not installed.
+    """
+    from ._accelerate import accelerate  # which knows this module
+
+    try:
+        registry = importlib.import_module("slowfast.models.build").MODEL_REGISTRY
+        stock = importlib.import_module("slowfast.models.video_model_builder").SlowFast
+    except ImportError as error:
+        raise ImportError(f"register() changes PySlowFast's registry, which cannot be imported: {error}") from error
+
+    def SlowFastFast(cfg: Any) -> nn.Module:  # the registry takes the name of what it is given
+        model = stock(cfg)
+        accelerate(model)
+        return model
+
+    if "SlowFastFast" not in registry:
+        registry.register(SlowFastFast)

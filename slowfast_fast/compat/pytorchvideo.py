@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from types import ModuleType, TracebackType
+from types import FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from torch import nn
@@ -121,6 +121,5 @@ def _replace(old: Any, new: Any) -> None:
         for name, value in list(vars(module).items()):
             if value is old:
                 setattr(module, name, new)
-            defaults = getattr(value, "__defaults__", None)
-            if isinstance(defaults, tuple) and any(default is old for default in defaults):
-                value.__defaults__ = tuple(new if default is old else default for default in defaults)
+            if type(value) is FunctionType and any(default is old for default in value.__defaults__ or ()):
+                value.__defaults__ = tuple(new if default is old else default for default in value.__defaults__ or ())
