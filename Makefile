@@ -13,7 +13,7 @@ CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.
 SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu sanitize lint format build clean
+.PHONY: help demo test bench gpu sanitize lint docs format build clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,9 @@ lint: $(STAMP)-dev       ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
+
+docs: $(STAMP)-docs      ## build the pages of docs/ in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(STAMP)-dev     ## format every Python, C++ and CUDA file
 	$(BIN)/ruff format .
@@ -70,7 +73,7 @@ $(STAMP)-torch: | $(VENV)/bin/python
 	touch $@
 
 # Compiled beforehand by `build`, whose progress shows; setuptools warns of every editable install.
-$(STAMP)-demo $(STAMP)-test $(STAMP)-bench $(STAMP)-dev: $(STAMP)-%: $(STAMP)-torch $(SOURCES) | build
+$(STAMP)-demo $(STAMP)-test $(STAMP)-bench $(STAMP)-dev $(STAMP)-docs: $(STAMP)-%: $(STAMP)-torch $(SOURCES) | build
 	PYTHONWARNINGS="ignore:Editable installation" \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	touch $@
