@@ -121,6 +121,9 @@ def test_a_graph_that_cannot_be_captured_warns_once() -> None:
     model = slowfast_fast.create_slowfast(**SMALL)
     plain, graphed = freeze(model), freeze(model, cuda_graph=True)
     x = clips(2, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(slowfast_fast.explain(graphed, x, show=False).rows) > 10  # explain() sees the layers, not a graph
     with pytest.warns(RuntimeWarning, match="cuda_graph=True runs without a graph here: the clips are on cpu"):
         assert torch.equal(graphed(x), plain(x))
     with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..explanation import recording
 from .graphs import CudaGraphs
 
 # Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
@@ -58,6 +59,8 @@ class FrozenNetwork(nn.Module):
     def forward(self, x: Sequence[Tensor], *others: Tensor) -> Any:
         """[slow (N, C, T, H, W), fast (N, C, alpha * T, H, W)] -> logits (N, classes), dtype in and out.
 
+        explain() sees the layers of a call without a CUDA graph.
+
         ``others``: what a detection network takes beside the clips.
 
         Raises TypeError or ValueError for a clip that the network does not take.
@@ -66,7 +69,7 @@ class FrozenNetwork(nn.Module):
         if torch.compiler.is_compiling():
             return self._run(list(x), others)
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
-            if self._graphs is not None:
+            if self._graphs is not None and not recording():
                 return self._graphs([*x, *others])
             if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and not others and self.detection_head is None:
                 return self._run_in_turn(x)
