@@ -13,7 +13,7 @@ from .convolution import FrozenConv
 
 # Inner channels up to which one kernel is faster than a kernel for each layer on a CPU: of a block that begins a stage,
 # and of the others. Wider blocks are arithmetic, at which oneDNN is better (docs/performance.md, "Frozen layers").
-FIRST_UP_TO, OTHERS_UP_TO = 16, 8
+FIRST_UP_TO, OTHERS_UP_TO = 32, 16
 # On a GPU a block is a few launches saved and three tensors less in memory; no device has been measured yet.
 GPU_UP_TO = 64
 
