@@ -1,89 +1,10 @@
 // A whole bottleneck block at a time: a thread keeps the inner activations of a band of rows in its cache, and stores
 // the result once.
 #pragma once
-#include "micro.h"
+#include "layer.h"
 #include "source.h"
 
 namespace slowfast_fast::cpu::SFF_ISA {
-
-// One product of a layer: rows lda apart, `depth` values of each, times weight[depth][panel].
-template <typename A>
-struct Operand {
-  const A* rows;
-  int64_t lda;
-  const A* weight;
-  int64_t depth;
-};
-
-// out[i][k] = relu(the sum of the products + shift[k] + residual[i][k]), for M rows and one panel. residual may be
-// absent. What is added to the sum is added last: partial sums of its size would round more.
-template <typename T, int M>
-void layer(const Operand<typename T::A>* operand, int operands, const typename T::A* shift,
-           const typename T::A* residual, int64_t residual_next, typename T::A* __restrict__ out, int64_t out_next) {
-  using A = typename T::A;
-  using V = typename T::V;
-  V acc[M][T::NV];
-#pragma GCC unroll 24
-  for (int i = 0; i < M; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < T::NV; ++v) acc[i][v] = V{};
-  for (; operands > 0; --operands, ++operand) {
-    const A *rows = operand->rows, *weight = operand->weight;
-    const int64_t lda = operand->lda;
-    for (int64_t c = 0; c < operand->depth; ++c, ++rows, weight += T::panel) {
-      V w[T::NV];
-#pragma GCC unroll 2
-      for (int v = 0; v < T::NV; ++v) w[v] = load_raw<V>(weight + v * T::W);
-#pragma GCC unroll 24
-      for (int i = 0; i < M; ++i) {
-        const A value = rows[i * lda];
-#pragma GCC unroll 2
-        for (int v = 0; v < T::NV; ++v) acc[i][v] += value * w[v];
-      }
-    }
-  }
-#pragma GCC unroll 24
-  for (int i = 0; i < M; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < T::NV; ++v) {
-      acc[i][v] += load_raw<V>(shift + v * T::W);
-      if (residual) acc[i][v] += load_raw<V>(residual + i * residual_next + v * T::W);
-      store_raw(out + i * out_next + v * T::W, relu(acc[i][v]));
-    }
-}
-
-template <typename A>
-using Layer = void (*)(const Operand<A>*, int, const A*, const A*, int64_t, A*, int64_t);
-
-// The kernels for 1 ... MR rows; entry [m - 1] serves m.
-template <typename T, int M = T::MR>
-struct LayerTable : LayerTable<T, M - 1> {
-  constexpr LayerTable() { this->entry[M - 1] = layer<T, M>; }
-};
-template <typename T>
-struct LayerTable<T, 0> {
-  Layer<typename T::A> entry[T::MR] = {};
-};
-template <typename T>
-constexpr LayerTable<T> layer_table{};
-
-// The register tile that serves a number of output channels, the same that weights are packed for.
-template <typename A>
-struct LayerTile {
-  int64_t rows, panel, panels;
-  const Layer<A>* entry;
-
-  explicit LayerTile(int64_t channels) {
-    with_tile<A>(channels, [&](auto tile) {
-      using Tl = typename decltype(tile)::type;
-      rows = Tl::MR;
-      panel = Tl::panel;
-      entry = layer_table<Tl>.entry;
-    });
-    panels = ceil_div(channels, panel);
-  }
-  int64_t padded() const { return panels * panel; }
-};
 
 template <typename T>
 struct BottleneckTask {
@@ -91,6 +12,7 @@ struct BottleneckTask {
   // Products read x itself, or rows of it that are converted first.
   static constexpr bool in_place = sizeof(T) == sizeof(A);
   static constexpr int W = sizeof(A) == 8 ? Wide64::W : Narrow32::W;
+  static constexpr int64_t tiled_columns = 28;  // five tiles of 6 or 5 on AVX2
   static constexpr int64_t line = 64 / int64_t(sizeof(A));
 
   const BottleneckPlan& plan;
@@ -115,7 +37,9 @@ struct BottleneckTask {
       const int64_t j = LayerTile<A>(p.block.j).padded();
       a = align(p.frames * a_rows(p) * (p.block.w + 2 * p.block.dilation) * j);
       b = align(p.frames * p.rows * p.w_out * j);
-      tile = align(2 * LayerTile<A>(p.block.k).rows * LayerTile<A>(p.block.k).panel);
+      const LayerTile<A> of_a(p.block.j), of_y(p.block.k);
+      const int64_t a_tile = of_a.rows * of_a.panel, y_tile = 2 * of_y.rows * of_y.panel;
+      tile = align(a_tile > y_tile ? a_tile : y_tile);
       converted = in_place ? 0 : align(p.block.kt * p.block.w * p.block.c);
       const int64_t count = p.block.kt > 9 ? p.block.kt : 9;
       operands = align(count * int64_t(sizeof(Operand<A>) / sizeof(A)));
@@ -166,16 +90,41 @@ struct BottleneckTask {
       for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
   }
 
-  // A row of tiles of one panel: `columns` positions, whose results lie out_next apart.
-  void products(const LayerTile<A>& layer, int count, int64_t columns, const A* shift, A* out, int64_t out_next) {
-    const Parts tiles(columns, layer.rows);
+  // One panel of a or b for `rows` image rows of `columns` positions. Operands run on from row to row; results go to
+  // out[row * out_row + column * a_column].
+  void products(int count, int64_t rows, int64_t columns, const A* shift, A* out, int64_t out_row) {
+    const Parts tiles(rows * columns, inner.rows);
+    int64_t row = 0, column = 0;
     for (int64_t i = 0; i < tiles.count; ++i) {
       const int64_t m = tiles.length(i);
-      layer.entry[m - 1](operands, count, shift, nullptr, 0, out, out_next);
+      const auto kernel = inner.entry[m - 1];
+      if (column + m <= columns) {
+        kernel(operands, count, shift, nullptr, 0, out + row * out_row + column * a_column, a_column);
+        column += m;
+      } else {
+        kernel(operands, count, shift, nullptr, 0, tile, inner.panel);
+        for (int64_t done = 0; done < m;) {
+          if (column == columns) {
+            ++row;
+            column = 0;
+          }
+          const int64_t part = m - done < columns - column ? m - done : columns - column;
+          copy<W>(tile + done * inner.panel, inner.panel, out + row * out_row + column * a_column, a_column, part,
+                  inner.panel);
+          done += part;
+          column += part;
+        }
+      }
+      if (column == columns) {
+        ++row;
+        column = 0;
+      }
       for (int o = 0; o < count; ++o) operands[o].rows += m * operands[o].lda;
-      out += m * out_next;
     }
   }
+
+  // Image rows that tiles run across, so that narrow images have full ones too.
+  static int64_t joined(int64_t columns) { return columns < tiled_columns ? tiled_columns / columns : 1; }
 
   // Columns 0, step, 2 * step ... of an image row of x: as they lie, or converted into to[column][C].
   const A* x_row(int64_t t, int64_t h, int64_t step, int64_t columns, A* to) const {
@@ -192,18 +141,22 @@ struct BottleneckTask {
 
   // a, for the rows of the image that the band's b sees; 0 for those above and below it.
   void temporal() {
-    const int64_t first = r0 * block.stride - block.dilation, last = (r1 - 1) * block.stride + block.dilation;
+    const int64_t first = r0 * block.stride - block.dilation, end = (r1 - 1) * block.stride + block.dilation + 1;
+    const int64_t top = first > 0 ? first : 0, bottom = end < block.h ? end : block.h;
+    for (int64_t t = t0; t < t1; ++t) {
+      A* frame = a + (t - t0) * a_frame;
+      __builtin_memset(frame, 0, size_t((top - first) * a_row) * sizeof(A));
+      __builtin_memset(frame + (bottom - first) * a_row, 0, size_t((end - bottom) * a_row) * sizeof(A));
+    }
     const int64_t lda = in_place ? block.x.stride_p : block.c;
     // Rows that are converted meet all panels at once, others one panel after the other, which then stays in cache.
     const int64_t panels = in_place ? 1 : inner.panels;
     for (int64_t i0 = 0; i0 < inner.panels; i0 += panels)
       for (int64_t t = t0; t < t1; ++t)
-        for (int64_t h = first; h <= last; ++h) {
-          A* out = a + (t - t0) * a_frame + (h - first) * a_row;
-          if (h < 0 || h >= block.h) {
-            __builtin_memset(out, 0, size_t(a_row) * sizeof(A));
-            continue;
-          }
+        for (int64_t h = top, rows; h < bottom; h += rows) {
+          rows = in_place ? joined(block.w) : 1;
+          if (rows > bottom - h) rows = bottom - h;
+          A* out = a + (t - t0) * a_frame + (h - first) * a_row + block.dilation * a_column;
           for (int64_t j = 0; j < block.kt; ++j) {
             const int64_t from = t + j - block.padding;
             const bool inside = from >= 0 && from < block.t;
@@ -214,8 +167,8 @@ struct BottleneckTask {
             int count = 0;
             for (int64_t j = 0; j < block.kt; ++j)
               if (source[j]) operands[count++] = {source[j], lda, weight + j * block.c * inner.panel, block.c};
-            products(inner, count, block.w, static_cast<const A*>(plan.shift_a) + i * inner.panel,
-                     out + block.dilation * a_column + i * inner.panel, a_column);
+            products(count, rows, block.w, static_cast<const A*>(plan.shift_a) + i * inner.panel, out + i * inner.panel,
+                     a_row);
           }
         }
   }
@@ -234,22 +187,25 @@ struct BottleneckTask {
             for (int64_t kw = 0; kw < columns; ++kw)
               operands[count++] = {image + block.dilation * (kh * a_row + kw * a_column), block.stride * a_column,
                                    weight + (kh * 3 + kw) * block.j * inner.panel, depth};
-          products(inner, count, plan.w_out, static_cast<const A*>(plan.shift_b) + i * inner.panel,
-                   b + (t - t0) * b_frame + (r - r0) * b_row + i * inner.panel, a_column);
+          products(count, 1, plan.w_out, static_cast<const A*>(plan.shift_b) + i * inner.panel,
+                   b + (t - t0) * b_frame + (r - r0) * b_row + i * inner.panel, b_row);
         }
     }
   }
 
   void pointwise() {
     for (int64_t t = t0; t < t1; ++t)
-      for (int64_t r = r0; r < r1; ++r) {
+      for (int64_t r = r0, rows; r < r1; r += rows) {
+        rows = plan.weight_shortcut ? 1 : joined(plan.w_out);
+        if (rows > r1 - r) rows = r1 - r;
         const A* shortcut = nullptr;
         if (plan.weight_shortcut) shortcut = x_row(t, r * block.stride, block.stride, plan.w_out, converted);
-        for (int64_t i = 0; i < outer.panels; ++i) pointwise(t, r, i, shortcut);
+        for (int64_t i = 0; i < outer.panels; ++i) pointwise(t, r, rows * plan.w_out, i, shortcut);
       }
   }
 
-  void pointwise(int64_t t, int64_t r, int64_t i, const A* shortcut) {
+  // Panel i of the result for `columns` positions from the beginning of row r.
+  void pointwise(int64_t t, int64_t r, int64_t columns, int64_t i, const A* shortcut) {
     const int64_t k = i * outer.panel, channels = block.k - k < outer.panel ? block.k - k : outer.panel;
     const bool whole = in_place && channels == outer.panel;
     const A* shift = static_cast<const A*>(plan.shift_c) + k;
@@ -261,14 +217,14 @@ struct BottleneckTask {
                            static_cast<const A*>(plan.weight_shortcut) + k * block.c, block.c};
     const T* residual = shortcut ? nullptr : row_at<T>(block.x, n, t, r * block.w) + k;
     T* y = row_at<T>(block.y, n, t, r * plan.w_out) + k;
-    const Parts tiles(plan.w_out, outer.rows);
+    const Parts tiles(columns, outer.rows);
     for (int64_t p = 0; p < tiles.count; ++p) {
       const int64_t m = tiles.length(p);
       const auto kernel = outer.entry[m - 1];
       if (i == 0) {  // the rows below: lines to be written are not followed by hardware
         const int64_t next = block.y.stride_p * int64_t(sizeof(T)), from_next = block.x.stride_p * int64_t(sizeof(T));
-        prefetch(y + plan.w_out * block.y.stride_p, m, next, block.k * int64_t(sizeof(T)));
-        if (residual) prefetch(residual + plan.w_out * block.x.stride_p, m, from_next, block.k * int64_t(sizeof(T)));
+        prefetch(y + columns * block.y.stride_p, m, next, block.k * int64_t(sizeof(T)));
+        if (residual) prefetch(residual + columns * block.x.stride_p, m, from_next, block.k * int64_t(sizeof(T)));
       }
       if constexpr (in_place) {
         if (whole) kernel(operands, count, shift, residual, block.x.stride_p, y, block.y.stride_p);
