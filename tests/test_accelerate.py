@@ -89,7 +89,7 @@ def test_copies_stay_accelerated(library: str, copied: Callable[[nn.Module], nn.
 
 
 @pytest.mark.no_sanitizer
-@pytest.mark.parametrize("library", ["pyslowfast", "mmaction2", "gluoncv"])  # pytorchvideo: with the training code
+@pytest.mark.parametrize("library", ["pyslowfast", "mmaction2"])  # pytorchvideo: with the training code
 def test_compiled_in_one_graph(library: str) -> None:
     plan = replace(SMALL, depths=(1, 1, 1, 1))
     model, _ = pair(library, plan)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.units import Layer, Residual, TwoPathways
+from ..nn.network_units import TwoPathways
+from ..nn.units import Layer, Residual
 
 BOTTLENECK = Residual(
     branch=(Layer("conv1", "bn1", "relu"), Layer("conv2", "bn2", "relu"), Layer("conv3", "bn3")),

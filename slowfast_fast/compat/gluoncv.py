@@ -1,6 +1,6 @@
 """gluoncv's torch models: ``SlowFast``, and the single-pathway ``ResNet_SlowFast`` (Slow-only) and ``I3D_ResNetV1``."""
 
-from ..nn.units import Contiguous
+from ..nn.network_units import Contiguous
 from ._library import Library
 from ._sequential_names import BOTTLENECK, LAYERS, network
 from ._spelling import Spelling

@@ -10,7 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.units import Chain, Contiguous, Layer, Residual, Stage, TwoPathways
+from ..nn.network_units import Contiguous, Stage, TwoPathways
+from ..nn.units import Chain, Layer, Residual
 from ._library import Library
 from ._spelling import Spelling
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..nn.units import Chain, Contiguous, Lateral, Layer, Residual
+from ..nn.network_units import Contiguous
+from ..nn.units import Chain, Lateral, Layer, Residual
 from ._library import Library
 from ._spelling import Spelling
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from .. import models
 from ..nn.net import MultiPathWayWithFuse, PoolConcatPathway
-from ..nn.units import Chain, Counterpart, Lateral, Layer, Residual
+from ..nn.network_units import Counterpart
+from ..nn.units import Chain, Lateral, Layer, Residual
 from ._library import Library
 from ._spelling import Spelling
 

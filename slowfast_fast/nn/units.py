@@ -64,12 +64,12 @@ class Unit:
     def example(self, module: nn.Module, generator: torch.Generator) -> Any:
         """A small input to try a module out on; None where there is nothing that could differ."""
         conv = next(part for part in module.modules() if isinstance(part, nn.Conv3d))
-        return _randn((2, conv.in_channels, 5, 9, 8), generator)
+        return randn((2, conv.in_channels, 5, 9, 8), generator)
 
     def covered(self, module: nn.Module) -> list[Parts]:
         """The convolutions that ``run`` hands to the ops where they can take them, with what follows."""
         named = [*self.layers(), *self.needed(), *self.optional()]
-        return [step for name in named for step in _steps(module, name) if isinstance(step, tuple)]
+        return [step for name in named for step in steps_of(module, name) if isinstance(step, tuple)]
 
     def unlike(self, module: nn.Module) -> str | None:
         """Why ``module`` is not built as this unit says; None where it is."""
@@ -105,7 +105,7 @@ class Chain(Unit):
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, K, T', H', W')."""
-        x = _rows(x)
+        x = rows(x)
         for layer in self.chain:
             x = conv_norm_act(x, *layer.parts(module))
         return _call_each(module, self.then, x)
@@ -140,7 +140,7 @@ class Residual(Unit):
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, K, T', H', W')."""
-        x = _rows(x)
+        x = rows(x)
         if self.checkpointed and getattr(module, self.checkpointed, False) and x.requires_grad:
             # The kind of checkpoint that the libraries take: the recomputation updates running statistics once more.
             x = cast(Tensor, checkpoint(self._block, module, x, use_reentrant=True))
@@ -149,9 +149,9 @@ class Residual(Unit):
         return _call_each(module, self.then, x)
 
     def _block(self, module: nn.Module, x: Tensor) -> Tensor:
-        steps = [step for named in self.branch for step in _steps(module, named)]
+        steps = [step for named in self.branch for step in steps_of(module, named)]
         shortcut = x
-        for step in _steps(module, self.shortcut):
+        for step in steps_of(module, self.shortcut):
             shortcut = run_step(step, shortcut)
         return residual(x, steps, shortcut, part(module, self.act))
 
@@ -168,114 +168,15 @@ class Lateral(Unit):
     def example(self, module: nn.Module, generator: torch.Generator) -> list[Tensor]:
         conv = getattr(module, self.layer.conv)
         frames = 3 * int(conv.stride[0])
-        fast = _randn((2, conv.in_channels, frames, 4, 3), generator)
+        fast = randn((2, conv.in_channels, frames, 4, 3), generator)
         empty = torch.empty(fast.shape, device="meta")
         slow_frames = F.conv3d(empty, conv.weight.to("meta"), None, conv.stride, conv.padding, conv.dilation).shape[2]
-        return [_randn((2, 3, slow_frames, 4, 3), generator), fast]
+        return [randn((2, 3, slow_frames, 4, 3), generator), fast]
 
     def run(self, module: nn.Module, x: Sequence[Tensor]) -> list[Tensor]:
         """[slow (N, C, T, H, W), fast (N, C_fast, alpha * T, H, W)] -> [(N, C + K, T, H, W), fast], a new list."""
         slow, fast = x[0], x[1]
         return [conv_norm_act_concat(slow, fast, *self.layer.parts(module)), fast]
-
-
-Stage = tuple[
-    str | None, str, str
-]  # the lateral connection before it (if any), the slow pathway's part, the fast one's
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoPathways(Unit):
-    """A whole network that samples both pathways from one clip; names may be dotted paths.
-
-    Attributes:
-        sample: the slow and the fast pathway's frames of a clip.
-        stems: the layers and modules of the slow pathway's stem and of the fast one's.
-        stages: in order; may depend on the module.
-        head: what is made of both pathways' features.
-    """
-
-    sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-    stems: tuple[tuple[Layer | str, ...], tuple[Layer | str, ...]]
-    stages: Callable[[Any], Iterable[Stage]]
-    head: Callable[[Any, Tensor, Tensor], Any]
-    others: tuple[str, ...] = ()
-
-    def layers(self) -> tuple[Layer, ...]:
-        return tuple(layer for stem in self.stems for layer in stem if isinstance(layer, Layer))
-
-    def needed(self) -> tuple[str, ...]:
-        return tuple(name for stem in self.stems for name in stem if isinstance(name, str))
-
-    def optional(self) -> tuple[str, ...]:
-        return self.others
-
-    def example(self, module: nn.Module, generator: torch.Generator) -> Tensor:
-        # Two frames for the slow pathway that takes fewest (every 16th), and pixels that five strides leave one of.
-        conv = next(part for part in module.modules() if isinstance(part, nn.Conv3d))
-        return _randn((1, conv.in_channels, 32, 16, 16), generator)
-
-    def unlike(self, module: nn.Module) -> str | None:
-        reason = super().unlike(module)
-        if reason is not None:
-            return reason
-        try:
-            stages = list(self.stages(module))
-        except AttributeError as error:
-            return str(error)
-        missing = [n for names in stages for n in names if n is not None and part(module, n) is None]
-        return f"has no {', '.join(missing)}" if missing else None
-
-    def covered(self, module: nn.Module) -> list[Parts]:
-        laterals = [part(module, lateral) for lateral, _, _ in self.stages(module) if lateral is not None]
-        steps = [step for lateral in laterals for step in open_steps(lateral)]
-        return [*super().covered(module), *(step for step in steps if isinstance(step, tuple))]
-
-    def run(self, module: nn.Module, x: Tensor) -> Any:
-        """(N, C, T, H, W) -> what the network gives."""
-        slow, fast = (
-            _run_all(module, stem, _rows(frames))
-            for frames, stem in zip(self.sample(module, x), self.stems, strict=True)
-        )
-        for lateral, slow_stage, fast_stage in self.stages(module):
-            if lateral is not None:
-                slow = _concat(slow, fast, part(module, lateral))
-            slow, fast = part(module, slow_stage)(slow), part(module, fast_stage)(fast)
-        return self.head(module, slow, fast)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counterpart(Unit):
-    """Runs the ``forward`` of a class of ours whose attributes have the same names."""
-
-    ours: type[nn.Module]
-    children: tuple[str, ...]
-
-    def example(self, module: nn.Module, generator: torch.Generator) -> None:
-        return None
-
-    def optional(self) -> tuple[str, ...]:
-        return self.children
-
-    def run(self, module: nn.Module, x: Any) -> Any:
-        return self.ours.forward(module, x)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contiguous(Unit):
-    """Its own ``forward`` on NCDHW memory, which it takes ``view``s of; ``marks`` are attributes that it must have."""
-
-    marks: tuple[str, ...]
-
-    def example(self, module: nn.Module, generator: torch.Generator) -> None:
-        return None
-
-    def unlike(self, module: nn.Module) -> str | None:
-        missing = [name for name in self.marks if part(module, name) is None]
-        return f"has no {', '.join(missing)}" if missing else None
-
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
-        return stock_class(type(module)).forward(module, x.contiguous())
 
 
 def stock_class(kind: type) -> Any:
@@ -308,17 +209,11 @@ def open_steps(child: nn.Module | None) -> list[Step]:
     return [child]
 
 
-def _steps(module: nn.Module, named: Layer | str) -> list[Step]:
+def steps_of(module: nn.Module, named: Layer | str) -> list[Step]:
+    """What a named layer or module is made of, as it is now; nothing where it is not there."""
     if isinstance(named, str):
         return open_steps(part(module, named))
     return [named.parts(module)] if part(module, named.conv) is not None else []
-
-
-def _run_all(module: nn.Module, names: Iterable[Layer | str], x: Tensor) -> Tensor:
-    for named in names:
-        for step in _steps(module, named):
-            x = run_step(step, x)
-    return x
 
 
 def _call_each(module: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
@@ -328,18 +223,13 @@ def _call_each(module: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
     return x
 
 
-def _concat(slow: Tensor, fast: Tensor, lateral: nn.Module) -> Tensor:
-    steps = open_steps(lateral)
-    if len(steps) == 1 and isinstance(steps[0], tuple):
-        return conv_norm_act_concat(slow, fast, *steps[0])
-    return torch.cat([slow, lateral(fast)], 1)
-
-
-def _randn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def randn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Of an ``example``, on the CPU."""
     return torch.randn(shape, generator=generator)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
+    """``x`` as every op reads it: itself, or one visible copy. Raises ValueError unless it is (N, C, T, H, W)."""
     if x.dim() != 5:
         raise ValueError(f"x must be (N, C, T, H, W); got shape {tuple(x.shape)}")
     return as_rows(x, "x")
