@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from library_testing import NETWORKS, SMALL, assert_same, clips, on_ops, pair, run, step, stock
-from network_testing import TOLERANCE, distance, statistics
-from stock_models import LIBRARIES
+from network_testing import TOLERANCE, distance, gradients, statistics
+from stock_models import LIBRARIES, Plan, pyslowfast
 from torch import Tensor, nn
 
 import slowfast_fast
@@ -227,6 +227,52 @@ def test_pyslowfast_s_norms_are_called(norm: type[nn.Module]) -> None:
     assert on_ops(model, x) == 0
     report = slowfast_fast.accelerate(model)
     assert f"{norm.__name__} is not a plain BatchNorm3d" in str(report)
+
+
+class ResNetRoIHead(nn.Module):
+    """Takes boxes (B, 5) of (clip, first and last row, first and last column) of the features: their mean."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(features, classes)
+
+    def forward(self, x: list[Tensor], bboxes: Tensor) -> Tensor:
+        pooled = torch.cat([pathway.mean(2) for pathway in x], 1)
+        boxes = [pooled[n, :, y0 : y1 + 1, x0 : x1 + 1].mean((1, 2)) for n, y0, y1, x0, x1 in bboxes.tolist()]
+        return self.projection(torch.stack(boxes))
+
+
+class Detector(pyslowfast.SlowFast):
+    """As PySlowFast's SlowFast with DETECTION.ENABLE."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.head = ResNetRoIHead(sum(plan.features), plan.classes)
+
+    def forward(self, x: list[Tensor], bboxes: Tensor) -> Tensor:
+        head, self.head = self.head, nn.Identity()
+        try:
+            features = super().forward(x)
+        finally:
+            self.head = head
+        return head(features, bboxes)
+
+
+def test_pyslowfast_s_detection() -> None:
+    """AVA's configurations: res5 with stride 1 and dilation 2, and a head that takes boxes."""
+    plan = replace(SMALL, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+    model = Detector(plan).double()
+    accelerated = copy.deepcopy(model)
+    report = slowfast_fast.accelerate(accelerated)
+    assert report.libraries == ("PySlowFast",)
+    assert fused_layers(report) == 2 * 12 + 4  # with a stride of 1, res5's shortcuts too
+    x, boxes = clips("pyslowfast", plan), torch.tensor([[0, 0, 1, 0, 0], [1, 0, 1, 1, 1], [1, 1, 1, 0, 1]])
+    results = [network([*x], boxes) for network in (accelerated, model)]
+    assert distance(*results) < TOLERANCE
+    for result in results:
+        result.square().sum().backward()
+    assert distance(gradients(accelerated), gradients(model)) < TOLERANCE
+    assert distance(statistics(accelerated), statistics(model)) < TOLERANCE
 
 
 def test_pyslowfast_s_drop_connect() -> None:

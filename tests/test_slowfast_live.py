@@ -343,6 +343,15 @@ def test_detection(stock: ModuleType, options: dict[str, Any]) -> None:
     compare(fused, expected, clips(), BOXES)
 
 
+def test_accelerated_detection(stock: ModuleType) -> None:
+    """pytorchvideo's own detection network, whose head is called as it is."""
+    accelerated, expected = pair(*[stock.create_slowfast_with_roi_head] * 2, **DETECTION)
+    report = slowfast_fast.accelerate(accelerated)
+    assert report.libraries == ("pytorchvideo",)
+    assert sum(not row.reason for row in report.layers) == 24  # with a stride of 1, res5's shortcuts too
+    compare(accelerated, expected, clips(), BOXES)
+
+
 def test_detection_at_its_real_size(stock: ModuleType) -> None:
     fused, _ = pair(slowfast_fast.create_slowfast_with_roi_head, stock.create_slowfast_with_roi_head)
     assert sum(p.numel() for p in fused.parameters()) == 33_828_888
