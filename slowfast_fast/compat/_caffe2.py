@@ -52,8 +52,8 @@ class ArrayUnpickler(pickle.Unpickler):
         import numpy as np
 
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
-            multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore
-            return getattr(multiarray, name)
+            numpy: Any = np
+            return getattr((numpy._core if hasattr(np, "_core") else numpy.core).multiarray, name)
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
