@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from installed_pytorchvideo import pytorchvideo_slowfast
 from library_testing import SMALL, assert_same
 from stock_models import LIBRARIES
 from torch import nn
@@ -31,15 +32,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def library(modules: Any) -> ModuleType:
-    """pytorchvideo, which imports RoIAlign from torchvision; that need not be installed."""
-    try:
-        import torchvision.ops  # noqa: F401
-    except ImportError:
-        modules(torchvision={}, torchvision__ops={"RoIAlign": nn.Identity})
-    pytest.importorskip("pytorchvideo.models.slowfast", reason="pytorchvideo is in the test extra")
+def library() -> ModuleType:
+    slowfast = pytorchvideo_slowfast()
     importlib.import_module("pytorchvideo.models.hub.slowfast")
-    return importlib.import_module("pytorchvideo.models.slowfast")
+    return slowfast
 
 
 KEYWORDS = {

@@ -19,6 +19,8 @@ from slowfast_fast.bench.measure import CpuClock
 from slowfast_fast.cli import main
 
 CPU = torch.device("cpu")
+# The ops for inference alone have one compiled backend on a device, and so nothing to choose between.
+TUNED = [op for op, kernels in KERNELS.items() if any(kernel.endswith("_backward") for kernel in kernels)]
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_op_and_direction_is_measured() -> None:
     found = list(tune.problems(2, 32))
-    assert {(p.op, p.direction) for p in found} == {(op, direction) for op in KERNELS for direction in ("fwd", "bwd")}
+    assert {(p.op, p.direction) for p in found} == {(op, direction) for op in TUNED for direction in ("fwd", "bwd")}
     assert {p.shape.kernel for p in found if p.shape.op == "temporal_conv"} == {1, 3}
     assert len(set(found)) == len(found)
 
@@ -61,7 +63,7 @@ def test_table(two_backends: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", TUNED)
 def test_measure(two_backends: None, op: str, direction: str) -> None:
     shape = next(p.shape for p in tune.problems(1, 32) if p.op == op and p.shape.channels <= 64)
     problem = tune.Problem(op, direction, shape)
