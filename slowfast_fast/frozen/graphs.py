@@ -54,7 +54,7 @@ class CudaGraphs:
         if device.type != "cuda":
             key: Any = device.type
         else:
-            settings = (torch.backends.cuda.matmul.allow_tf32, torch._C._get_fp32_precision_getter("cuda", "conv"))
+            settings = (torch._C._get_fp32_precision_getter("cuda", op) for op in ("matmul", "conv"))
             key = (device, tuple(tensor.shape for tensor in inputs), *settings)
         with self._lock:
             if key not in self._graphs:
