@@ -19,7 +19,7 @@ from .frozen.blocks import (
     PartlyFrozen,
 )
 from .frozen.convolution import FrozenConv
-from .frozen.head import FrozenHead
+from .frozen.head import FrozenHead, triple
 from .frozen.network import Clips, FrozenNetwork
 from .nn.bottleneck import BottleneckBlock
 from .nn.fused import is_observed
@@ -146,7 +146,7 @@ class _Freezer:
     def pool(self, pool: nn.Module) -> nn.Module:
         if type(pool) is nn.MaxPool3d and not is_observed(pool):
             kernel, stride, padding, dilation = (
-                _triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+                triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
             )
             square = all(v[1] == v[2] for v in (kernel, stride, padding))
             in_time = (kernel[0], stride[0], padding[0]) != (1, 1, 0)
@@ -266,9 +266,7 @@ def _not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
     if head.pool is not None or pool.retain_list:
         return "the head pools by itself"
     average = head.output_pool
-    if average is not None and not (
-        type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
-    ):
+    if average is not None and not (type(average) is nn.AdaptiveAvgPool3d and triple(average.output_size) == (1, 1, 1)):
         return "the head's output_pool is not an average over all positions"
     dropout = head.dropout
     if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):
@@ -294,7 +292,3 @@ def _clips(blocks: list[nn.Module], body: Net) -> Clips:
         return Clips(channels)
     slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
     return Clips(channels, ((slow,), (fast, (lateral.weight.shape[2], lateral.alpha, lateral.padding, 1))))
-
-
-def _triple(size: Any) -> tuple[int, ...]:
-    return (size,) * 3 if isinstance(size, int) else tuple(size)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from cuda_host.cases import (
     run_op,
     stock,
 )
+from cuda_host.schedules import assert_same_under_all
 from op_testing import Judgement, dtypes, lay_out
 
 
@@ -239,9 +241,7 @@ def everything_under(host: Harness, schedule: str) -> list[torch.Tensor]:
 
 
 def test_results_do_not_depend_on_the_schedule(host: Harness) -> None:
-    results = [everything_under(host, schedule) for schedule in SCHEDULES]
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(value, values[0]) for value in values)
+    assert_same_under_all(partial(everything_under, host))
 
 
 def test_a_missing_barrier_is_noticed(host: Harness) -> None:

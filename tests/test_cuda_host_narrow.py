@@ -1,6 +1,7 @@
 """The narrow convolutions (csrc/cuda/narrow.cuh), on the host as in test_cuda_host.py."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cuda_host.cases import (
     stock,
     to_tf32,
 )
+from cuda_host.schedules import assert_same_under_all
 from op_testing import lay_out
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -229,8 +231,7 @@ def under_schedule(host: Harness, schedule: str) -> list[torch.Tensor]:
 
 
 def test_results_do_not_depend_on_the_schedule(host: Harness) -> None:
-    for values in zip(*(under_schedule(host, schedule) for schedule in SCHEDULES), strict=True):
-        assert all(torch.equal(value, values[0]) for value in values)
+    assert_same_under_all(partial(under_schedule, host))
 
 
 def test_a_missing_barrier_is_noticed(host: Harness) -> None:

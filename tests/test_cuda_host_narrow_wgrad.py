@@ -2,10 +2,11 @@
 test_cuda_host.py. test_cuda_host_narrow.py has the layers of the network."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
-from cuda_host.build import SCHEDULES, Harness
+from cuda_host.build import Harness
 from cuda_host.cases import (
     Case,
     Inputs,
@@ -19,6 +20,7 @@ from cuda_host.cases import (
     stock,
     to_tf32,
 )
+from cuda_host.schedules import assert_all_needed, assert_same_under_all
 from op_testing import lay_out
 
 BY_OTHERS = {"tile_wgrad_kernel", "wgrad_kernel"}
@@ -156,23 +158,12 @@ def under_schedule(host: Harness, schedule: str) -> list[torch.Tensor]:
 
 
 def test_results_do_not_depend_on_the_schedule(host: Harness) -> None:
-    for values in zip(*(under_schedule(host, schedule) for schedule in SCHEDULES), strict=True):
-        assert all(torch.equal(value, values[0]) for value in values)
+    assert_same_under_all(partial(under_schedule, host))
 
 
 def test_a_missing_barrier_or_wait_is_noticed(host: Harness) -> None:
     expected: list[torch.Tensor] = []
     seen = host.barriers(lambda: expected.extend(under_schedule(host, "random")))
-
-    def notices(schedule: str) -> bool:
-        try:
-            results = under_schedule(host, schedule)
-        except RuntimeError:
-            return True
-        return not all(torch.equal(value, right) for value, right in zip(results, expected, strict=True))
-
     sites = [site for site in seen if site.startswith("narrow_wgrad.cuh")]
     assert len(sites) == 5
-    for site in sites:
-        host.skip_barrier(site)
-        assert any(notices(schedule) for schedule in SCHEDULES), f"nothing changes without what is at {site}"
+    assert_all_needed(host, sites, partial(under_schedule, host), expected)

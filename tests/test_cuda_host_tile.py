@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
-from cuda_host.build import SCHEDULES, TILE_SIZES, Harness
+from cuda_host.build import TILE_SIZES, Harness
 from cuda_host.cases import (
     Case,
     Inputs,
@@ -20,6 +21,7 @@ from cuda_host.cases import (
     stock,
     to_tf32,
 )
+from cuda_host.schedules import assert_all_needed, assert_same_under_all
 from op_testing import Judgement, lay_out
 
 TILED = {"tile_product_kernel", "tile_wgrad_kernel"}
@@ -242,24 +244,12 @@ def everything(host: Harness, schedule: str) -> list[torch.Tensor]:
 
 
 def test_results_do_not_depend_on_the_schedule(tiles: Harness) -> None:
-    first, *others = (everything(tiles, schedule) for schedule in SCHEDULES)
-    for results in others:
-        assert all(torch.equal(value, right) for value, right in zip(results, first, strict=True))
+    assert_same_under_all(partial(everything, tiles))
 
 
 def test_a_missing_barrier_or_wait_is_noticed(tiles: Harness) -> None:
     expected: list[torch.Tensor] = []
     sites = tiles.barriers(lambda: expected.extend(everything(tiles, "random")))
-
-    def notices(schedule: str) -> bool:
-        try:
-            results = everything(tiles, schedule)
-        except RuntimeError:
-            return True
-        return not all(torch.equal(value, right) for value, right in zip(results, expected, strict=True))
-
     sites = {site for site in sites if site.startswith("tile")}
     assert {site.split(":")[0] for site in sites} == {"tile.cuh", "tile_kernels.cuh", "tile_epilogue.cuh"}
-    for site in sites:
-        tiles.skip_barrier(site)
-        assert any(notices(schedule) for schedule in SCHEDULES), f"nothing changes without what is at {site}"
+    assert_all_needed(tiles, sites, partial(everything, tiles), expected)

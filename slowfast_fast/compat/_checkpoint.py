@@ -76,11 +76,9 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
     except (OSError, ImportError):
         raise
     except Exception as error:  # a damaged file may make its reader raise anything
-        kind = "refused" if isinstance(error, pickle.UnpicklingError) else "cannot be read"
+        what = "is refused" if isinstance(error, pickle.UnpicklingError) else "cannot be read"
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(
-            f"{path} is {kind}: {reason}" if kind == "refused" else f"{path} {kind}: {reason}"
-        ) from error
+        raise CheckpointError(f"{path} {what}: {reason}") from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

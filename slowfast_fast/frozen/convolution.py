@@ -13,8 +13,8 @@ from .. import ops
 from ..backend import Choice, forced
 from ..choosing import choose
 from ..explanation import note, note_call, recording
-from ..ops._common import allows_tf32, kernel
-from ..ops._layout import as_rows
+from ..ops._common import allows_tf32, call, kernel
+from ..ops._layout import as_rows, places
 from .libraries import ATen, CuDnn2d, OneDnn, has_onednn
 
 # Prepared weights that a layer keeps, one for each shape of input; each is as large as the weight.
@@ -111,12 +111,7 @@ class FrozenConv(nn.Module):
         return y.contiguous(memory_format=torch.channels_last_3d)
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
-        sizes = (
-            (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for size, taps, stride, padding, dilation in zip(
-                x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
-            )
-        )
+        sizes = map(places, x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation)
         return (x.shape[0], self.weight.shape[0], *sizes)
 
     def _traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -192,5 +187,4 @@ class TemporalConv:
             geometry = conv.temporal_geometry()
             return ops.temporal_conv(x, conv.weight, None, conv.shift, residual, relu=conv.relu, **geometry)
         arguments = (x, self.weight, self.packed, None, conv.shift, residual, *self.geometry, conv.relu, self.tf32)
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.op(*arguments)
+        return call(self.op, *arguments)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..explanation import recording
+from ..ops._layout import places
 from .graphs import CudaGraphs
 
 # Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
@@ -31,7 +32,7 @@ class Clips:
     def met(self, pathway: int, frames: int) -> int:
         """Frames of a pathway where it meets the others."""
         for kernel, stride, padding, dilation in self.frames[pathway]:
-            frames = (frames + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            frames = places(frames, kernel, stride, padding, dilation)
         return frames
 
 

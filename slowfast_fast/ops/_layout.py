@@ -41,8 +41,13 @@ def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
+def places(size: int, window: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """How many places the window of a convolution or a pool takes along a dimension: the size of its result."""
+    return (size + 2 * padding - dilation * (window - 1) - 1) // stride + 1
+
+
 def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> tuple[int, ...]:
     """Of the convolution of an (N, C, T, H, W) tensor with a (K, C, kt, 1, 1) weight."""
     n, _, t, h, w = x.shape
     k, _, taps, _, _ = weight.shape
-    return (n, k, (t + 2 * padding - dilation * (taps - 1) - 1) // stride + 1, h, w)
+    return (n, k, places(t, taps, stride, padding, dilation), h, w)

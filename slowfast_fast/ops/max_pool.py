@@ -12,7 +12,7 @@ from ..explanation import note_call
 from . import _checks
 from ._common import call, define_inference_op
 from ._common import kernel as library_kernel
-from ._layout import as_rows, empty_channels_last
+from ._layout import as_rows, empty_channels_last, places
 
 
 def max_pool(x: Tensor, *, kernel: int, stride: int, padding: int = 0) -> Tensor:
@@ -48,7 +48,7 @@ def max_pool(x: Tensor, *, kernel: int, stride: int, padding: int = 0) -> Tensor
 
 def pooled_shape(x: Tensor, kernel: int, stride: int, padding: int) -> tuple[int, ...]:
     n, c, t, h, w = x.shape
-    return (n, c, t, (h + 2 * padding - kernel) // stride + 1, (w + 2 * padding - kernel) // stride + 1)
+    return (n, c, t, *(places(size, kernel, stride, padding) for size in (h, w)))
 
 
 def _fake(x, kernel, stride, padding):

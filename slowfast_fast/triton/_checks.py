@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._layout import places
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -31,7 +33,7 @@ class Conv(NamedTuple):
     def of(cls, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Conv:
         n, c, t_in, h, w = x.shape
         k, _, taps, _, _ = weight.shape
-        t_out = (t_in + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        t_out = places(t_in, taps, stride, padding, dilation)
         return cls(n, c, k, t_in, t_out, h, w, taps, stride, padding, dilation)
 
     @property
