@@ -1,6 +1,6 @@
 """SlowFast video networks whose temporal and lateral convolutions run on fused operators."""
 
-from . import compat, ops
+from . import compat, data, ops
 from ._version import __version__
 from .backend import backend
 from .compat import accelerate, convert_state_dict, load_checkpoint, restore
@@ -16,6 +16,7 @@ __all__ = [
     "convert_state_dict",
     "create_slowfast",
     "create_slowfast_with_roi_head",
+    "data",
     "explain",
     "freeze",
     "load_checkpoint",
