@@ -6,7 +6,7 @@ from .backend import backend
 from .compat import accelerate, convert_state_dict, load_checkpoint, restore
 from .explanation import explain
 from .freezing import freeze
-from .models import create_slowfast, create_slowfast_with_roi_head
+from .models import create_model, create_resnet, create_slowfast, create_slowfast_with_roi_head
 
 __all__ = [
     "__version__",
@@ -14,6 +14,8 @@ __all__ = [
     "backend",
     "compat",
     "convert_state_dict",
+    "create_model",
+    "create_resnet",
     "create_slowfast",
     "create_slowfast_with_roi_head",
     "data",

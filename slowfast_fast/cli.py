@@ -73,6 +73,22 @@ def bench(out: str, chart: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--crop", type=int, default=256, show_default=True, help="Pixels that GFLOPs are counted for")
+def models(names: tuple[str, ...], crop: int) -> None:
+    """List the models that have a name: parameters, and multiply-adds of one clip.
+
+    NAMEs limit the table, which is Markdown, to some of them.
+    """
+    from .models.cost import table
+
+    try:
+        click.echo(table(names or None, crop))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@main.command()
 @click.option("--device", help="cuda, or one of several as cuda:1  [default: cuda]")
 @click.option(
     "--dtype", "precisions", multiple=True, help="float16, bfloat16, tf32 or float32; repeatable  [default: all]"

@@ -117,7 +117,7 @@ class _Freezer:
             pool = None if block.pool is None else self.pool(block.pool)
             return FrozenStem(self.conv(block.conv, block.norm, block.activation), pool)
         if type(block) is ResStage:
-            return FrozenStage([self.res_block(part) for part in block.res_blocks])
+            return FrozenStage([self.res_block(part) for part in block.blocks()])
         return self.as_it_is(block, f"{type(block).__name__} is neither a stem nor a stage")
 
     def res_block(self, block: nn.Module) -> nn.Module:

@@ -363,7 +363,7 @@ def test_detection_of_more_than_one_frame_raises(stock: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model_depth": 34}, "model_depth must be one of 18, 50, 101, 152; got 34"),
+        ({"model_depth": 34}, "model_depth must be one of 18, 50, 101, 152, 200, .* got 34"),
         ({"stem_dim_outs": (64,)}, "stem_dim_outs must have 2 entries for 2 input_channels; got 1"),
         ({"stem_dim_outs": (64, 16)}, r"stem_dim_outs\[1\] must be .* = 8; got 16"),
         (

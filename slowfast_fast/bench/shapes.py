@@ -6,7 +6,7 @@ Source: "SlowFast Networks for Video Recognition", table 1, in the variant that 
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from ..models.slowfast import STAGE_DEPTHS
+from ..models._pathway import STAGE_DEPTHS
 
 SLOW_WIDTH = 64
 STAGE_EXPANSION = 4

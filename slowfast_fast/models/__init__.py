@@ -1,5 +1,23 @@
-"""Networks built from the blocks of ``nn/``."""
+"""Networks built from the blocks of ``nn/``, and the registry of those that have a name."""
 
+from . import named
+from .cost import Cost, cost
+from .family import resnet, slowfast
+from .registry import create_model, entry, list_models, register
+from .resnet import create_resnet
 from .slowfast import create_slowfast, create_slowfast_with_roi_head
 
-__all__ = ["create_slowfast", "create_slowfast_with_roi_head"]
+__all__ = [
+    "Cost",
+    "cost",
+    "create_model",
+    "create_resnet",
+    "create_slowfast",
+    "create_slowfast_with_roi_head",
+    "entry",
+    "list_models",
+    "named",
+    "register",
+    "resnet",
+    "slowfast",
+]

@@ -1,7 +1,7 @@
 """SlowFast (Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019), as pytorchvideo builds it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -9,13 +9,8 @@ from ..nn.bottleneck import create_bottleneck_block
 from ..nn.head import create_res_basic_head, create_res_roi_pooling_head, make_pool
 from ..nn.lateral import FastToSlowFusionBuilder
 from ..nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
-from ..nn.stage import create_res_stage
 from ..nn.stem import create_res_basic_stem
-
-Module = Callable[..., nn.Module]
-Size = tuple[int, int, int]  # (T, H, W)
-
-STAGE_DEPTHS = {18: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from ._pathway import Module, Size, expansion, make_stage, stage_depths
 
 
 def create_slowfast(
@@ -26,7 +21,7 @@ def create_slowfast(
     slowfast_fusion_conv_stride: Size = (4, 1, 1),
     fusion_builder: Module | None = None,
     input_channels: Sequence[int] = (3, 3),
-    model_depth: int = 50,
+    model_depth: int | Sequence[int] = 50,
     model_num_class: int = 400,
     dropout_rate: float = 0.5,
     norm: Module | None = nn.BatchNorm3d,
@@ -42,7 +37,7 @@ def create_slowfast(
         ((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 1)),
         ((3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 1, 1)),
     ),
-    stage_conv_b_kernel_sizes: Sequence[Sequence[Size]] = (((1, 3, 3),) * 4,) * 2,
+    stage_conv_b_kernel_sizes: Sequence[Sequence[Size | Sequence[Size]]] = (((1, 3, 3),) * 4,) * 2,
     stage_conv_b_num_groups: Sequence[Sequence[int]] = ((1, 1, 1, 1), (1, 1, 1, 1)),
     stage_conv_b_dilations: Sequence[Sequence[Size]] = (((1, 1, 1),) * 4,) * 2,
     stage_spatial_strides: Sequence[Sequence[int]] = ((1, 2, 2, 2), (1, 2, 2, 2)),
@@ -68,16 +63,19 @@ def create_slowfast(
             (alpha, 1, 1).
         fusion_builder: called with ``fusion_dim_in`` and ``stage_idx`` for the stem (0) and each stage, in place of the
             lateral connections that the arguments above describe; gives a module that maps a list of pathways to a
-            list.
+            list. If it has an attribute ``extra_channels``, that is called with ``fusion_dim_in`` and gives the
+            channels that each pathway gains; else the slow one gains what ``slowfast_conv_channel_fusion_ratio`` says.
         input_channels: one for each pathway.
-        model_depth: 18, 50, 101 or 152; 18 means one bottleneck a stage.
+        model_depth: 18, 50, 101, 152 or 200; 18 means one bottleneck a stage. Or the number of blocks of each stage.
         dropout_rate: before the projection; 0 leaves the dropout out.
         norm: called with ``num_features``, ``eps`` and ``momentum``; None: no norms.
         activation: called with nothing; None: no activations.
         stem_function: one for each pathway, called as ``create_res_basic_stem`` is.
-        stem_dim_outs: channels of each pathway's stem; every stage doubles them, the first one times 4.
+        stem_dim_outs: channels of each pathway's stem; every stage doubles them, the first one times 4 (of a
+            ``bottleneck`` with an attribute ``expansion``: times that).
         stem_pool: for all pathways or one for each; None: no pool.
-        stage_conv_a_kernel_sizes: of a stage's temporal convolutions, or a sequence of them to repeat over its blocks.
+        stage_conv_a_kernel_sizes, stage_conv_b_kernel_sizes: of a stage's temporal and spatial convolutions, or a
+            sequence of them to repeat over its blocks.
         stage_conv_b_dilations: of the spatial convolutions; where above 1 it is their padding, too.
         bottleneck: for all stages, or one for each pathway and stage; called with every keyword of
             ``create_bottleneck_block``.
@@ -91,9 +89,7 @@ def create_slowfast(
     divide.
     """
     pathways = len(input_channels)
-    if model_depth not in STAGE_DEPTHS:
-        raise ValueError(f"model_depth must be one of {', '.join(map(str, STAGE_DEPTHS))}; got {model_depth!r}")
-    depths = STAGE_DEPTHS[model_depth]
+    depths = stage_depths(model_depth)
     if isinstance(slowfast_channel_reduction_ratio, int):
         slowfast_channel_reduction_ratio = (slowfast_channel_reduction_ratio,)
     if stem_pool is None or callable(stem_pool):
@@ -113,8 +109,10 @@ def create_slowfast(
     # Each pathway's width is a fixed fraction of the slow one's.
     reductions = (1, *slowfast_channel_reduction_ratio)
     beta_inverse = reductions[1]
+    expand = expansion(bottleneck)
     if fusion_builder is None:
-        _check_widths(stem_dim_outs[:pathways], reductions, slowfast_conv_channel_fusion_ratio, len(depths))
+        widths = [stem_dim_outs[0], *(stem_dim_outs[0] * expand * 2**stage for stage in range(len(depths) - 1))]
+        _check_widths(stem_dim_outs[:pathways], reductions, slowfast_conv_channel_fusion_ratio, widths)
         fusion_builder = FastToSlowFusionBuilder(
             slowfast_channel_reduction_ratio=beta_inverse,
             conv_fusion_channel_ratio=slowfast_conv_channel_fusion_ratio,
@@ -148,37 +146,28 @@ def create_slowfast(
             multipathway_fusion=fusion_builder(fusion_dim_in=dim_in, stage_idx=0),
         )
     ]
-    dim_out = dim_in * 4
+    dim_out = dim_in * expand
+    gained = getattr(fusion_builder, "extra_channels", None)
     for stage, depth in enumerate(depths):
         lateral = _lateral_channels(dim_in, slowfast_conv_channel_fusion_ratio, beta_inverse)
-        stages = []
-        for pathway in range(pathways):
-            kernel_a = stage_conv_a_kernel_sizes[pathway][stage]
-            kernel_b = stage_conv_b_kernel_sizes[pathway][stage]
-            dilation_b = stage_conv_b_dilations[pathway][stage]
-            stride = stage_spatial_strides[pathway][stage]
-            stages.append(
-                create_res_stage(
-                    depth=depth,
-                    dim_in=dim_in // reductions[pathway] + (0 if pathway else lateral),
-                    dim_inner=dim_out // 4 // reductions[pathway],
-                    dim_out=dim_out // reductions[pathway],
-                    bottleneck=bottleneck[pathway][stage],
-                    conv_a_kernel_size=kernel_a,
-                    conv_a_stride=(stage_temporal_strides[pathway][stage], 1, 1),
-                    conv_a_padding=_half(kernel_a),
-                    conv_b_kernel_size=kernel_b,
-                    conv_b_stride=(1, stride, stride),
-                    conv_b_padding=(
-                        kernel_b[0] // 2,
-                        *(d if d > 1 else k // 2 for d, k in zip(dilation_b[1:], kernel_b[1:], strict=True)),
-                    ),
-                    conv_b_num_groups=stage_conv_b_num_groups[pathway][stage],
-                    conv_b_dilation=dilation_b,
-                    norm=norm,
-                    activation=activation,
-                )
+        extra = (lateral, *(0 for _ in reductions[1:])) if gained is None else gained(dim_in)
+        stages = [
+            make_stage(
+                depth=depth,
+                dim_in=dim_in // reductions[pathway] + extra[pathway],
+                dim_inner=dim_out // expand // reductions[pathway],
+                dim_out=dim_out // reductions[pathway],
+                bottleneck=bottleneck[pathway][stage],
+                kernel_a=stage_conv_a_kernel_sizes[pathway][stage],
+                kernel_b=stage_conv_b_kernel_sizes[pathway][stage],
+                groups_b=stage_conv_b_num_groups[pathway][stage],
+                dilation_b=stage_conv_b_dilations[pathway][stage],
+                stride=(stage_temporal_strides[pathway][stage], *(stage_spatial_strides[pathway][stage],) * 2),
+                norm=norm,
+                activation=activation,
             )
+            for pathway in range(pathways)
+        ]
         blocks.append(
             MultiPathWayWithFuse(
                 multipathway_blocks=nn.ModuleList(stages),
@@ -211,7 +200,7 @@ def create_slowfast(
 
 def create_slowfast_with_roi_head(
     *,
-    model_depth: int = 50,
+    model_depth: int | Sequence[int] = 50,
     model_num_class: int = 80,
     dropout_rate: float = 0.5,
     stem_dim_outs: Sequence[int] = (64, 8),
@@ -257,7 +246,8 @@ def create_slowfast_with_roi_head(
     )
     if isinstance(slowfast_channel_reduction_ratio, int):
         slowfast_channel_reduction_ratio = (slowfast_channel_reduction_ratio,)
-    slow_features = stem_dim_outs[0] * 2 ** (len(STAGE_DEPTHS[model_depth]) + 1)
+    expand = expansion(slowfast.get("bottleneck", create_bottleneck_block))
+    slow_features = stem_dim_outs[0] * expand * 2 ** (len(stage_depths(model_depth)) - 1)
     return DetectionBBoxNetwork(
         model,
         head(
@@ -275,14 +265,9 @@ def create_slowfast_with_roi_head(
     )
 
 
-def _half(kernel: Size | Sequence[Size]) -> list[int] | list[list[int]]:
-    """The padding that keeps the size: half of a kernel, or of each of several."""
-    if isinstance(kernel[0], int):
-        return [size // 2 for size in cast(Size, kernel)]
-    return [[size // 2 for size in sizes] for sizes in cast(Sequence[Size], kernel)]
-
-
-def _check_widths(stem_dim_outs: Sequence[int], reductions: Sequence[int], fusion_ratio: float, stages: int) -> None:
+def _check_widths(
+    stem_dim_outs: Sequence[int], reductions: Sequence[int], fusion_ratio: float, widths: Sequence[int]
+) -> None:
     """Raises ValueError where a stem or a lateral connection would not give the channels that the next stage takes."""
     slow = stem_dim_outs[0]
     for pathway, (width, reduction) in enumerate(zip(stem_dim_outs, reductions, strict=False)):
@@ -291,7 +276,7 @@ def _check_widths(stem_dim_outs: Sequence[int], reductions: Sequence[int], fusio
                 f"stem_dim_outs[{pathway}] must be stem_dim_outs[0] // slowfast_channel_reduction_ratio[{pathway - 1}] "
                 f"= {slow // reduction}; got {width}"
             )
-    for width in (slow, *(slow * 2 ** (stage + 2) for stage in range(stages - 1))):
+    for width in widths:
         given = int(width // reductions[1] * fusion_ratio)
         taken = _lateral_channels(width, fusion_ratio, reductions[1])
         if given != taken:

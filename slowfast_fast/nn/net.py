@@ -76,8 +76,12 @@ class Net(nn.Module):
         init_weights(self)
 
     def forward(self, x: Sequence[Tensor] | Tensor) -> Tensor:
-        """What the first block takes -> what the last one gives. For SlowFast: [slow, fast] -> (N, classes)."""
-        out: Any = x
+        """What the first block takes -> what the last one gives.
+
+        For SlowFast: [slow, fast] -> (N, classes); for one pathway: (N, C, T, H, W) -> (N, classes).
+        """
+        # One clip is laid out as rows here, as those of several pathways are in MultiPathWayWithFuse.
+        out: Any = as_rows(x, "x") if isinstance(x, Tensor) and x.dim() == 5 else x
         for block in self.blocks:
             out = block(out)
         return out

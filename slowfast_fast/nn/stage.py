@@ -1,11 +1,11 @@
 """Residual blocks, and the stages that they form."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .bottleneck import BottleneckBlock
+from .bottleneck import BasicBlock, BottleneckBlock
 from .fused import conv_norm_act, has_global_hooks, is_observed, residual
 
 
@@ -73,25 +73,29 @@ def create_res_stage(
     conv_a_kernel_size: Sequence[int] | Sequence[Sequence[int]],
     conv_a_stride: Sequence[int],
     conv_a_padding: Sequence[int] | Sequence[Sequence[int]],
+    conv_b_kernel_size: Sequence[int] | Sequence[Sequence[int]],
     conv_b_stride: Sequence[int],
+    conv_b_padding: Sequence[int] | Sequence[Sequence[int]],
     **block: Any,
 ) -> nn.Module:
     """A ``ResStage`` of ``depth`` blocks; the counterpart of ``pytorchvideo.models.resnet.create_res_stage``.
 
     The first block goes from ``dim_in`` to ``dim_out`` channels and has the strides; the others have stride 1.
-    ``conv_a_kernel_size`` and ``conv_a_padding`` are one (T, H, W) for all blocks, or a sequence of them that is
-    repeated until every block has one. ``block`` is passed on to ``create_res_block``.
+    Kernel sizes and paddings are one (T, H, W) for all blocks, or a sequence of them that is repeated until every block
+    has one. ``block`` is passed on to ``create_res_block``.
     """
-    kernels = _per_block(conv_a_kernel_size, depth)
-    paddings = _per_block(conv_a_padding, depth)
+    kernels_a, kernels_b = _per_block(conv_a_kernel_size, depth), _per_block(conv_b_kernel_size, depth)
+    paddings_a, paddings_b = _per_block(conv_a_padding, depth), _per_block(conv_b_padding, depth)
     blocks = [
         create_res_block(
             dim_in=dim_out if index else dim_in,
             dim_out=dim_out,
-            conv_a_kernel_size=kernels[index],
+            conv_a_kernel_size=kernels_a[index],
             conv_a_stride=(1, 1, 1) if index else conv_a_stride,
-            conv_a_padding=paddings[index],
+            conv_a_padding=paddings_a[index],
+            conv_b_kernel_size=kernels_b[index],
             conv_b_stride=(1, 1, 1) if index else conv_b_stride,
+            conv_b_padding=paddings_b[index],
             **block,
         )
         for index in range(depth)
@@ -122,24 +126,39 @@ class ResBlock(nn.Module):
         branch1_conv, branch2, activation = self.branch1_conv, self.branch2, self.activation
         shortcut = x if branch1_conv is None else conv_norm_act(x, branch1_conv, self.branch1_norm, None)
         if self.branch_fusion is add:
-            opened = type(branch2) is BottleneckBlock and not (is_observed(branch2) or has_global_hooks())
+            known = type(branch2) in (BottleneckBlock, BasicBlock)
+            opened = known and not (is_observed(branch2) or has_global_hooks())
             return residual(x, cast(BottleneckBlock, branch2).layers() if opened else [branch2], shortcut, activation)
         x = self.branch_fusion(shortcut, branch2(x))
         return x if activation is None else activation(x)
 
 
 class ResStage(nn.Module):
-    """Residual blocks in a row."""
+    """Residual blocks in a row, each with a non-local block behind it where one was added."""
 
     def __init__(self, res_blocks: nn.ModuleList) -> None:
         super().__init__()
         self.res_blocks = res_blocks
+        self.non_local: nn.ModuleDict | None = None  # by the number of the residual block
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
-        for block in self.res_blocks:
+        for block in self.blocks():
             x = block(x)
         return x
+
+    def add_non_local(self, index: int, block: nn.Module) -> None:
+        """Put ``block`` behind residual block ``index``, in place of one that is there."""
+        if self.non_local is None:
+            self.non_local = nn.ModuleDict()
+        self.non_local[str(index)] = block
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """All blocks in the order of execution."""
+        for index, block in enumerate(self.res_blocks):
+            yield block
+            if self.non_local is not None and str(index) in self.non_local:
+                yield self.non_local[str(index)]
 
 
 def _per_block(sizes: Sequence[int] | Sequence[Sequence[int]], depth: int) -> list[Sequence[int]]:
