@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import Function
 
 from ..backend import BACKENDS, forced
 from ..choosing import choose
@@ -29,6 +30,27 @@ def define_op(
     """Tell PyTorch of an op with a gradient: the shapes and strides it returns, and its backward."""
     torch.library.register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
+    library, _, base = name.partition("::")
+    op = getattr(getattr(torch.ops, library), base).default
+    _functions[op] = _function(op, setup_context, backward)
+
+
+# The gradient of an op as eager calls record it: what register_autograd makes of the same two functions goes through
+# several layers of Python, which cost more than some kernels. See docs/design.md, "What a call costs the host".
+_functions: dict[OpOverload, type[Function]] = {}
+
+
+def _function(
+    op: OpOverload, setup_context: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]
+) -> type[Function]:
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(op._schema.name.replace("::", "_"), (Function,), members)
 
 
 def define_frozen(library: str, op: str, fake: Callable[..., Any]) -> None:
@@ -126,9 +148,16 @@ def wants_gradient(*arguments: Any) -> bool:
 
 
 def call(op: OpOverload, *arguments: Any) -> Any:
-    """``op(*arguments)``, past the Python autograd layer where no gradient is wanted: that layer costs more than some
-    kernels."""
-    if torch.compiler.is_compiling() or wants_gradient(*arguments):
+    """``op(*arguments)``, past the Python autograd layer of ``torch.library`` wherever nobody needs that layer."""
+    return op(*arguments) if torch.compiler.is_compiling() else call_eagerly(op, *arguments)
+
+
+def call_eagerly(op: OpOverload, *arguments: Any) -> Any:
+    """``call`` where nothing is being compiled."""
+    if not wants_gradient(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+    # Function transforms and traces look for the op itself.
+    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or op not in _functions:
         return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+    return _functions[op].apply(*arguments)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from .. import backend, explanation
-from ._common import allows_tf32
+from ._common import allows_tf32, call_eagerly
 
 Signature = tuple[Any, ...]
 # A training run with a few crops and batch sizes has some hundred; one that never repeats should not fill the memory.
@@ -86,8 +86,5 @@ def remember(
 
 
 def run(plan: Plan, *arguments: Any) -> Any:
-    """_common.call() of the plan's kernel, for a call that is not being compiled."""
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return plan.kernel(*arguments, plan.tf32)
-    with torch._C._AutoDispatchBelowAutograd():
-        return plan.kernel(*arguments, plan.tf32)
+    """The plan's kernel, for a call that is not being compiled."""
+    return call_eagerly(plan.kernel, *arguments, plan.tf32)
