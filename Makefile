@@ -7,6 +7,9 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 
 BIN := $(VENV)/bin
+# Each worker has two threads, so the threads of one must not spin while another's wait for a core.
+WORKERS     := OMP_WAIT_POLICY=passive
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 # Named after what was asked for, so that another TORCH is installed, not ignored.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -22,7 +25,7 @@ demo: $(STAMP)-demo build  ## classify a real clip with stock and fused SlowFast
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)-test build  ## run the whole test suite
-	$(BIN)/pytest
+	$(WORKERS) $(BIN)/pytest $(IN_PARALLEL)
 
 bench: $(STAMP)-bench build  ## measure every op against stock PyTorch: a table, build/bench.json and build/bench.png
 	$(BIN)/python -m slowfast_fast bench --out build/bench
@@ -58,7 +61,7 @@ sanitize: $(STAMP)-test  ## run the op tests under AddressSanitizer and Undefine
 	PYTHONPATH=$(SANITIZED)/lib \
 	LD_PRELOAD="$(call CXX_FILE,libasan.so) $(call CXX_FILE,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	$(BIN)/pytest -p no:cacheprovider -k "not reference" $(SANITIZED_TESTS)
+	$(WORKERS) $(BIN)/pytest $(IN_PARALLEL) -p no:cacheprovider -k "not reference" $(SANITIZED_TESTS)
 
 clean:           ## remove what was built; the environment stays
 	rm -rf build dist *.egg-info slowfast_fast/*.so

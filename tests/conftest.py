@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "no_sanitizer: cannot run with instrumented kernels (torch.compile, new processes)"
     )
     config.addinivalue_line("markers", "gpu: runs on a CUDA device, and is skipped without one")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(2)  # enough to take every path that threads take
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,7 @@
 """Builds the kernels of csrc/cuda with the host compiler and loads them as torch.ops.slowfast_fast_cuda_host."""
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -44,18 +45,26 @@ def build(sanitize: bool) -> Path:
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # workers of pytest-xdist come here together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(command, library)
+    return library
+
+
+def _compile(command: list[str], library: Path) -> None:
+    folder = library.parent
     objects = {source: folder / f"{source.stem}.{os.getpid()}.o" for source in sorted(HERE.glob("*.cpp"))}
     running = [subprocess.Popen([*command, "-c", str(source), "-o", str(out)]) for source, out in objects.items()]
     failed = [process.wait() for process in running]
     if any(failed):
         raise RuntimeError("the host compiler could not build csrc/cuda; its messages are above")
     linked = library.with_suffix(f".{os.getpid()}")
-    libraries = [f"-L{torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu"]
     subprocess.run([*command, "-shared", "-o", str(linked), *map(str, objects.values()), *libraries], check=True)
     linked.replace(library)  # at once: another process may look for it
     for out in objects.values():
         out.unlink()
-    return library
 
 
 class Harness:
