@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from .frozen.blocks import (
     FrozenBlock,
     FrozenLateral,
     FrozenMaxPool,
+    FrozenNonLocal,
     FrozenPathways,
     FrozenStage,
     FrozenStem,
@@ -21,11 +23,12 @@ from .frozen.blocks import (
 from .frozen.convolution import FrozenConv
 from .frozen.head import FrozenHead, triple
 from .frozen.network import Clips, FrozenNetwork
-from .nn.bottleneck import BottleneckBlock
+from .nn.bottleneck import BasicBlock, BottleneckBlock
 from .nn.fused import is_observed
 from .nn.head import ResNetBasicHead
 from .nn.lateral import FuseFastToSlow
 from .nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
+from .nn.non_local import NonLocal
 from .nn.stage import ResBlock, ResStage, add
 from .nn.stem import ResNetBasicStem
 
@@ -43,8 +46,8 @@ def freeze(model: nn.Module, *, dtype: torch.dtype | None = None, cuda_graph: bo
     :func:`slowfast_fast.explain` names them, and the kernel of every layer.
 
     Args:
-        model: what ``create_slowfast`` or ``create_slowfast_with_roi_head`` made, with whatever weights; its head may
-            be replaced or ``nn.Identity``.
+        model: what ``create_slowfast``, ``create_slowfast_with_roi_head``, ``create_resnet`` or ``create_model`` made,
+            with whatever weights; its head may be replaced or ``nn.Identity``.
         dtype: float32, float16, bfloat16 or float64, of weights, activations, clips and logits; sums are kept in
             float32 at least. None: that of the model.
         cuda_graph: on a CUDA device, replay a CUDA graph for every shape of clips, captured at the first call
@@ -91,8 +94,15 @@ class _Freezer:
             block, after = blocks[index], blocks[index + 1] if index + 1 < len(blocks) else None
             if type(block) is MultiPathWayWithFuse and not is_observed(block):
                 frozen.append(self.pathways(block))
+            elif type(block) in (ResNetBasicStem, ResStage):
+                frozen.append(cast(nn.Module, self.pathway(block)))
+            elif type(block) is nn.MaxPool3d:
+                frozen.append(self.pool(block))
+            elif type(block) is ResNetBasicHead and _not_linear(block, [block]) is None:
+                frozen.append(self.head([block.pool], block))
             elif (reason := _not_head(block, after)) is None:
-                frozen.append(self.head(cast(PoolConcatPathway, block), cast(ResNetBasicHead, after)))
+                pools = cast(PoolConcatPathway, block).pool
+                frozen.append(self.head([None] if pools is None else list(pools), cast(ResNetBasicHead, after)))
                 index += 1
             elif type(block) is PoolConcatPathway:
                 frozen.append(self.as_it_is(block, reason))
@@ -121,18 +131,31 @@ class _Freezer:
         return self.as_it_is(block, f"{type(block).__name__} is neither a stem nor a stage")
 
     def res_block(self, block: nn.Module) -> nn.Module:
-        if type(block) is not ResBlock or type(block.branch2) is not BottleneckBlock:
-            return self.as_it_is(block, "not a residual block around a bottleneck")
+        if type(block) is NonLocal and not is_observed(block):
+            return self.non_local(block)
+        if type(block) is not ResBlock or type(block.branch2) not in (BottleneckBlock, BasicBlock):
+            return self.as_it_is(block, "not a residual block around a bottleneck or a basic block")
         if block.branch_fusion is not add:
             return self.as_it_is(block, "its branch_fusion is not the sum")
         if is_observed(block) or is_observed(block.branch2):
             return self.as_it_is(block, _OBSERVED)
-        inner = block.branch2
+        *inner, (conv, norm, _) = cast(BottleneckBlock, block.branch2).layers()
+        layers = [self.conv(*layer) for layer in inner] + [self.conv(conv, norm, block.activation)]
         return FrozenBlock(
             None if block.branch1_conv is None else self.conv(block.branch1_conv, block.branch1_norm, None),
-            self.conv(inner.conv_a, inner.norm_a, inner.act_a),
-            self.conv(inner.conv_b, inner.norm_b, inner.act_b),
-            self.conv(inner.conv_c, inner.norm_c, block.activation),
+            layers[0],
+            layers[1],
+            layers[2] if len(layers) == 3 else None,
+        )
+
+    def non_local(self, block: NonLocal) -> nn.Module:
+        return FrozenNonLocal(
+            pool=None if block.pool is None else self.pool(block.pool),
+            theta=self.conv(block.conv_theta, None, None),
+            phi=self.conv(block.conv_phi, None, None),
+            g=self.conv(block.conv_g, None, None),
+            attention=self.copy(block.attention),
+            out=self.conv(block.conv_out, block.norm, None),
         )
 
     def fusion(self, fusion: nn.Module) -> nn.Module:
@@ -199,9 +222,8 @@ class _Freezer:
             relu=relu,
         )
 
-    def head(self, pool: PoolConcatPathway, head: ResNetBasicHead) -> nn.Module:
+    def head(self, pools: Sequence[nn.Module | None], head: ResNetBasicHead) -> nn.Module:
         proj = cast(nn.Linear, head.proj)
-        pools = [None] if pool.pool is None else list(pool.pool)
         bias = proj.weight.new_zeros(proj.out_features) if proj.bias is None else proj.bias
         return FrozenHead(
             proj.weight.detach().to(self.exact, copy=True),
@@ -261,29 +283,35 @@ def _not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
         return "no head follows it"
     if type(head) is not ResNetBasicHead:
         return f"{type(head).__name__} follows it, not a classification head"
-    if type(head.proj) is not nn.Linear:
-        return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
     if head.pool is not None or pool.retain_list:
         return "the head pools by itself"
+    return _not_linear(head, [pool, head])
+
+
+def _not_linear(head: ResNetBasicHead, parts: Sequence[nn.Module]) -> str | None:
+    """Why what the head does behind its pool does not make a FrozenHead, or nobody may stand in for ``parts``."""
+    if type(head.proj) is not nn.Linear:
+        return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
     average = head.output_pool
     if average is not None and not (type(average) is nn.AdaptiveAvgPool3d and triple(average.output_size) == (1, 1, 1)):
         return "the head's output_pool is not an average over all positions"
     dropout = head.dropout
     if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):
         return f"the head's dropout is {type(dropout).__name__}"
-    watched = [pool, *pool.modules(), *head.modules()]
+    watched = [module for part in parts for module in part.modules()]
     return _OBSERVED if any(is_observed(module) for module in watched) else None
 
 
 def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     """What the network takes, as its stems and first lateral connection say."""
-    stems = getattr(body.blocks[0], "multipathway_blocks", [])
+    alone = type(body.blocks[0]) is not MultiPathWayWithFuse
+    stems = [body.blocks[0]] if alone else cast(MultiPathWayWithFuse, body.blocks[0]).multipathway_blocks
     channels = tuple(getattr(getattr(stem, "conv", None), "in_channels", 0) for stem in stems)
     if not channels or 0 in channels:
         raise TypeError("the model's first block must hold a stem with a convolution for each pathway")
     first = blocks[0]
     if not isinstance(first, FrozenPathways) or len(channels) != 2:
-        return Clips(channels)
+        return Clips(channels, alone)
     lateral = first.multipathway_fusion
     layers: list[Any] = [stem.conv for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     pools = [stem.pool for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
@@ -291,4 +319,4 @@ def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     if not (known and isinstance(lateral, FrozenLateral)) or any(isinstance(pool, AsItIs) for pool in pools):
         return Clips(channels)
     slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
-    return Clips(channels, ((slow,), (fast, (lateral.weight.shape[2], lateral.alpha, lateral.padding, 1))))
+    return Clips(channels, frames=((slow,), (fast, (lateral.weight.shape[2], lateral.alpha, lateral.padding, 1))))

@@ -63,6 +63,15 @@ LIBRARY = Library(
             "b": ("branch2.conv_b", "branch2.norm_b"),
             "c": ("branch2.conv_c", "branch2.norm_c"),
         },
+        # pytorchvideo itself has no non-local blocks; these keys are those of this package's networks.
+        nonlocal_block="blocks.{stage}.multipathway_blocks.{pathway}.non_local.{block}.",
+        nonlocal_layers={
+            "theta": "conv_theta",
+            "phi": "conv_phi",
+            "g": "conv_g",
+            "out": "conv_out",
+            "norm": "norm",
+        },
         classifier="blocks.6.proj",
         wrapper="model_state",
     ),

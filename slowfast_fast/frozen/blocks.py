@@ -86,23 +86,31 @@ class FrozenStem(nn.Module):
 
 
 class FrozenBlock(nn.Module):
-    """A residual block: one kernel where that is faster, else conv_c adds the shortcut and applies the activation.
+    """A residual block: one kernel where that is faster, else its last layer adds the shortcut and applies the
+    activation.
 
-    ``projection`` is None where the shortcut is the block's input.
+    ``projection`` is None where the shortcut is the block's input, ``conv_c`` in a basic block.
     """
 
-    def __init__(self, projection: nn.Module | None, conv_a: nn.Module, conv_b: nn.Module, conv_c: nn.Module) -> None:
+    def __init__(
+        self, projection: nn.Module | None, conv_a: nn.Module, conv_b: nn.Module, conv_c: nn.Module | None
+    ) -> None:
         super().__init__()
         self.projection = projection
         self.conv_a = conv_a
         self.conv_b = conv_b
         self.conv_c = conv_c
-        self.geometry = bottleneck.geometry(projection, conv_a, conv_b, conv_c)
+        self.geometry = None if conv_c is None else bottleneck.geometry(projection, conv_a, conv_b, conv_c)
 
     def inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What conv_c takes, and the shortcut."""
+        """What the last layer takes, and the shortcut."""
         shortcut = x if self.projection is None else self.projection(x)
-        return self.conv_b(self.conv_a(x)), shortcut
+        x = self.conv_a(x)
+        return x if self.conv_c is None else self.conv_b(x), shortcut
+
+    def last(self) -> nn.Module:
+        """The layer that adds the shortcut."""
+        return self.conv_b if self.conv_c is None else self.conv_c
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W'). ``overwrite``: nobody else needs x."""
@@ -113,7 +121,33 @@ class FrozenBlock(nn.Module):
                 note([part for part in parts if part is not None], "bottleneck")
             return ops.bottleneck(x, **bottleneck.arguments(*parts), **self.geometry)
         inner, shortcut = self.inner(x)
-        return self.conv_c(inner, shortcut, overwrite or projects)
+        return self.last()(inner, shortcut, overwrite or projects)
+
+
+class FrozenNonLocal(nn.Module):
+    """A non-local block, whose last convolution adds its input; parts as ``NonLocal`` has them."""
+
+    def __init__(
+        self,
+        pool: nn.Module | None,
+        theta: nn.Module,
+        phi: nn.Module,
+        g: nn.Module,
+        attention: nn.Module,
+        out: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.theta = theta
+        self.phi = phi
+        self.g = g
+        self.attention = attention
+        self.out = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> the same."""
+        pooled = x if self.pool is None else self.pool(x)
+        return self.out(self.attention(self.theta(x), self.phi(pooled), self.g(pooled)), x)
 
 
 class FrozenStage(nn.Module):
@@ -134,13 +168,13 @@ class FrozenStage(nn.Module):
         return x
 
     def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral) -> Tensor | None:
-        """The result with the lateral channels beside it, in one tensor; None where the last block's conv_c cannot
-        write there."""
+        """The result with the lateral channels beside it, in one tensor; None where the last layer cannot write
+        there."""
         last = self.res_blocks[-1]
-        if not (isinstance(last, FrozenBlock) and isinstance(last.conv_c, FrozenConv) and last.conv_c.is_temporal()):
+        conv_c = last.last() if isinstance(last, FrozenBlock) else None
+        if not (isinstance(last, FrozenBlock) and isinstance(conv_c, FrozenConv) and conv_c.is_temporal()):
             return None
         inner, shortcut = last.inner(self._through(x, self.res_blocks[:-1]))
-        conv_c = last.conv_c
         if recording():
             note((conv_c, lateral), "temporal_conv_lateral_concat")
         conv: dict[str, Any] = {

@@ -44,8 +44,10 @@ class FrozenHead(nn.Module):
         self.activation = activation
         self.averages = averages
 
-    def forward(self, x: Sequence[Tensor]) -> Tensor:
-        """One (N, C, T, H, W) for each pathway -> (N, classes), or (N, classes, T', H', W') where nothing averages."""
+    def forward(self, x: Sequence[Tensor] | Tensor) -> Tensor:
+        """One (N, C, T, H, W) for each pathway, or that of the only one -> (N, classes), or (N, classes, T', H', W')
+        where nothing averages."""
+        x = [x] if isinstance(x, Tensor) else x
         channels = [tensor.shape[1] for tensor in x]
         if sum(channels) != self.weight.shape[1]:
             raise ValueError(f"the head takes {self.weight.shape[1]} channels; got {' + '.join(map(str, channels))}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..explanation import recording
-from ..ops._layout import places
+from ..ops._layout import as_rows, places
 from .graphs import CudaGraphs
 
 # Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
@@ -27,6 +27,7 @@ class Clips:
     """
 
     channels: tuple[int, ...]
+    alone: bool = False  # one clip by itself, not a list
     frames: tuple[tuple[tuple[int, int, int, int], ...], ...] = ()
 
     def met(self, pathway: int, frames: int) -> int:
@@ -57,8 +58,9 @@ class FrozenNetwork(nn.Module):
         self._graphs = CudaGraphs(self._run_flat) if cuda_graph else None
         super().train(False)
 
-    def forward(self, x: Sequence[Tensor], *others: Tensor) -> Any:
-        """[slow (N, C, T, H, W), fast (N, C, alpha * T, H, W)] -> logits (N, classes), dtype in and out.
+    def forward(self, x: Sequence[Tensor] | Tensor, *others: Tensor) -> Any:
+        """[slow (N, C, T, H, W), fast (N, C, alpha * T, H, W)] -> logits (N, classes), dtype in and out. A network of
+        one pathway takes its clip alone.
 
         explain() sees the layers of a call without a CUDA graph.
 
@@ -66,7 +68,7 @@ class FrozenNetwork(nn.Module):
 
         Raises TypeError or ValueError for a clip that the network does not take.
         """
-        self._check(x)
+        x = self._checked(x)
         if torch.compiler.is_compiling():
             return self._run(list(x), others)
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
@@ -89,7 +91,7 @@ class FrozenNetwork(nn.Module):
         return result
 
     def _run(self, x: list[Tensor], others: Sequence[Tensor]) -> Any:
-        out: Any = x
+        out: Any = as_rows(x[0], "x") if self.clips.alone else x
         for block in self.blocks:
             out = block(out)
         return out if self.detection_head is None else self.detection_head(out, *others).flatten(1)
@@ -107,13 +109,18 @@ class FrozenNetwork(nn.Module):
             )
         return super().train(False)
 
-    def _check(self, x: Sequence[Tensor]) -> None:
+    def _checked(self, x: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+        """The clips, one for each pathway."""
+        if self.clips.alone:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"x must be one clip (N, C, T, H, W), a torch.Tensor; got {type(x).__name__}")
+            x = [x]
         names = ("slow", "fast") if len(self.clips.channels) == 2 else tuple(map(str, range(len(self.clips.channels))))
         if not isinstance(x, (list, tuple)) or len(x) != len(names):
             got = f"{len(x)} entries" if isinstance(x, (list, tuple)) else type(x).__name__
             raise ValueError(f"x must be a list of {len(names)} clips, [{', '.join(names)}]; got {got}")
         for index, (name, clip, channels) in enumerate(zip(names, x, self.clips.channels, strict=True)):
-            said = f"x[{index}], the {name} clip,"
+            said = "x" if self.clips.alone else f"x[{index}], the {name} clip,"
             if not isinstance(clip, Tensor):
                 raise TypeError(f"{said} must be a torch.Tensor; got {type(clip).__name__}")
             if clip.dim() != 5 or clip.shape[1] != channels:
@@ -130,6 +137,7 @@ class FrozenNetwork(nn.Module):
                 )
             self._check_agreement(said, clip, x[0])
         self._check_frames(x, names)
+        return x
 
     def _check_agreement(self, said: str, clip: Tensor, first: Tensor) -> None:
         if (clip.shape[0], *clip.shape[3:]) != (first.shape[0], *first.shape[3:]):

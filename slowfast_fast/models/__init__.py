@@ -3,6 +3,7 @@
 from . import named
 from .cost import Cost, cost
 from .family import resnet, slowfast
+from .inflation import inflate_2d
 from .registry import create_model, entry, list_models, register
 from .resnet import create_resnet
 from .slowfast import create_slowfast, create_slowfast_with_roi_head
@@ -15,6 +16,7 @@ __all__ = [
     "create_slowfast",
     "create_slowfast_with_roi_head",
     "entry",
+    "inflate_2d",
     "list_models",
     "named",
     "register",

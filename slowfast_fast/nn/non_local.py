@@ -42,7 +42,6 @@ class NonLocal(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-        self.kind = kind
         self.conv_theta = nn.Conv3d(channels, inner, 1)
         self.conv_phi = nn.Conv3d(channels, inner, 1)
         self.conv_g = nn.Conv3d(channels, inner, 1)
@@ -50,6 +49,7 @@ class NonLocal(nn.Module):
         self.norm = None if norm is None else norm(num_features=channels, eps=norm_eps, momentum=norm_momentum)
         if self.norm is not None:
             self.norm.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
+        self.attention = Attention(kind)
         size = cast("tuple[int, int, int]", tuple(pool))
         self.pool = None if size == (1, 1, 1) else nn.MaxPool3d(size, size)
 
@@ -60,35 +60,33 @@ class NonLocal(nn.Module):
             conv_norm_act(source, conv, None, None)
             for source, conv in ((x, self.conv_theta), (pooled, self.conv_phi), (pooled, self.conv_g))
         )
-        return residual(attend(theta, phi, g, self.kind), [(self.conv_out, self.norm, None)], x, None)
+        return residual(self.attention(theta, phi, g), [(self.conv_out, self.norm, None)], x, None)
+
+
+class Attention(nn.Module):
+    """What every query sees in the values; ``kind`` as for :class:`NonLocal`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """Queries (N, C, T, H, W), keys and values (N, C, T', H', W') -> (N, C, T, H, W)."""
+        # Rows of channels are the tokens of attention: in channels_last_3d nothing is copied.
+        queries, keys, values = (tensor.permute(0, 2, 3, 4, 1).flatten(1, 3) for tensor in (theta, phi, g))
+        if self.kind == "softmax":
+            out = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
+        else:
+            (tokens, width), places = keys.shape[1:], queries.shape[1]
+            # A product of three matrices: the order with fewer multiplications.
+            if width * (places + tokens) < 2 * places * tokens:
+                out = queries @ (keys.transpose(1, 2) @ values / tokens)
+            else:
+                out = (queries @ keys.transpose(1, 2) / tokens) @ values
+        return out.unflatten(1, theta.shape[2:]).permute(0, 4, 1, 2, 3)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}"
-
-
-def attend(theta: Tensor, phi: Tensor, g: Tensor, kind: str) -> Tensor:
-    """Values at the places of the queries.
-
-    Args:
-        theta: queries (N, C, T, H, W).
-        phi, g: keys and values (N, C, T', H', W').
-        kind: as for :class:`NonLocal`.
-
-    Returns (N, C, T, H, W), in channels_last_3d where theta is.
-    """
-    # Rows of channels are the tokens of attention: in channels_last_3d nothing is copied.
-    queries, keys, values = (tensor.permute(0, 2, 3, 4, 1).flatten(1, 3) for tensor in (theta, phi, g))
-    if kind == "softmax":
-        out = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
-    else:
-        tokens, width = keys.shape[1:]
-        places = queries.shape[1]
-        # A product of three matrices, in the order with fewer multiplications; the long side's comes last.
-        if width * (places + tokens) < 2 * places * tokens:
-            out = queries @ (keys.transpose(1, 2) @ values / tokens)
-        else:
-            out = (queries @ keys.transpose(1, 2) / tokens) @ values
-    return out.unflatten(1, theta.shape[2:]).permute(0, 4, 1, 2, 3)
 
 
 def insert_non_local(

@@ -1,0 +1,136 @@
+"""The family in plain PyTorch, as functions of a network's weights: what each keyword means, written down once more.
+
+Nothing here knows the package but the names of the weights. Heads average over all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """A network; the attributes are what its weights do not show, named as ``models.slowfast`` names them."""
+
+    weights: Mapping[str, Tensor]  # parameters and buffers; the latter are updated in training
+    training: bool
+    alpha: int = 1
+    lateral: str = "none"
+    lateral_join: str = "concat"
+    lateral_direction: str = "fast_to_slow"
+    lateral_activation: bool = True
+    non_local_kind: str = "dot_product"
+    non_local_pool: tuple[int, int, int] = (1, 2, 2)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+
+    def slowfast(self, clips: Sequence[Tensor]) -> Tensor:
+        slow, fast = (self.stem(f"blocks.0.multipathway_blocks.{p}.", clip) for p, clip in enumerate(clips))
+        for stage, stride in enumerate(self.strides, start=1):
+            slow, fast = self.joined(f"blocks.{stage - 1}.multipathway_fusion.", slow, fast)
+            slow, fast = (
+                self.stage(f"blocks.{stage}.multipathway_blocks.{p}.", x, stride) for p, x in ((0, slow), (1, fast))
+            )
+        return self.classified(torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], 1))
+
+    def resnet(self, clip: Tensor, stem_stride: int = 1) -> Tensor:
+        x = self.stem("blocks.0.", clip, stem_stride)
+        for stage, stride in enumerate(self.strides, start=1):
+            x = self.stage(f"blocks.{stage}.", x, stride)
+        return self.classified(x.mean((2, 3, 4)))
+
+    def classified(self, features: Tensor) -> Tensor:
+        path = next(key for key in self.weights if key.endswith("proj.weight")).removesuffix("weight")
+        return features @ self.weights[path + "weight"].T + self.weights[path + "bias"]
+
+    def stem(self, path: str, x: Tensor, stride: int = 1) -> Tensor:
+        x = self.layer(path + "conv", path + "norm", x, (stride, 2, 2)).relu()
+        return F.max_pool3d(x, (1, 3, 3), (stride, 2, 2), (0, 1, 1))
+
+    def stage(self, path: str, x: Tensor, stride: int) -> Tensor:
+        index = 0
+        while f"{path}res_blocks.{index}.branch2.conv_a.weight" in self.weights:
+            x = self.block(f"{path}res_blocks.{index}.", x, 1 if index else stride)
+            if f"{path}non_local.{index}.conv_g.weight" in self.weights:
+                x = self.non_local(f"{path}non_local.{index}.", x)
+            index += 1
+        return x
+
+    def block(self, path: str, x: Tensor, stride: int) -> Tensor:
+        shortcut = x
+        if path + "branch1_conv.weight" in self.weights:
+            shortcut = self.layer(path + "branch1_conv", path + "branch1_norm", x, (1, stride, stride))
+        bottleneck = path + "branch2.conv_c.weight" in self.weights
+        strided = "b" if bottleneck else "a"
+        for part in "abc" if bottleneck else "ab":
+            step = (1, stride, stride) if part == strided else (1, 1, 1)
+            x = self.layer(f"{path}branch2.conv_{part}", f"{path}branch2.norm_{part}", x, step)
+            x = (x + shortcut if part == ("c" if bottleneck else "b") else x).relu()
+        return x
+
+    def non_local(self, path: str, x: Tensor) -> Tensor:
+        pooled = F.max_pool3d(x, self.non_local_pool)
+        theta, phi, g = (
+            self.layer(path + f"conv_{name}", None, source).flatten(2)
+            for name, source in (("theta", x), ("phi", pooled), ("g", pooled))
+        )
+        products = torch.einsum("ncq,nck->nqk", theta, phi)
+        if self.non_local_kind == "softmax":
+            weights = (products / phi.shape[1] ** 0.5).softmax(2)
+        else:
+            weights = products / phi.shape[2]
+        seen = torch.einsum("nqk,nck->ncq", weights, g).unflatten(2, x.shape[2:])
+        return x + self.layer(path + "conv_out", path + "norm", seen)
+
+    def joined(self, path: str, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
+        if self.lateral == "none":
+            return slow, fast
+        if path + "conv_fast_to_slow.weight" in self.weights:  # the paper's connection has pytorchvideo's names
+            seen = self.layer(path + "conv_fast_to_slow", path + "norm", fast, (self.alpha, 1, 1))
+            return self.join(slow, seen), fast
+        to_slow = self.lateral_direction != "slow_to_fast"
+        to_fast = self.lateral_direction != "fast_to_slow"
+        return (
+            self.join(slow, self.to_slow(path + "fast_to_slow.", fast)) if to_slow else slow,
+            self.join(fast, self.to_fast(path + "slow_to_fast.", slow)) if to_fast else fast,
+        )
+
+    def join(self, target: Tensor, seen: Tensor) -> Tensor:
+        seen = seen.relu() if self.lateral_activation else seen
+        return torch.cat([target, seen], 1) if self.lateral_join == "concat" else target + seen
+
+    def to_slow(self, path: str, fast: Tensor) -> Tensor:
+        if self.lateral == "conv":
+            return self.layer(path + "transform", path + "norm", fast, (self.alpha, 1, 1))
+        taps = 1 if self.lateral == "sampling" else self.alpha
+        return self.normed(path + "norm", torch.cat([fast[:, :, tap :: self.alpha] for tap in range(taps)], 1))
+
+    def to_fast(self, path: str, slow: Tensor) -> Tensor:
+        if self.lateral == "conv":
+            # Every slow frame, and alpha - 1 empty ones behind it, under the kernel turned around.
+            spread = slow.new_zeros((*slow.shape[:2], slow.shape[2] * self.alpha, *slow.shape[3:]))
+            spread[:, :, :: self.alpha] = slow
+            weight = self.weights[path + "transform.weight"].transpose(0, 1).flip(2)
+            seen = F.conv3d(spread, weight, padding=(weight.shape[2] // 2, 0, 0))
+        elif self.lateral == "sampling":
+            seen = torch.stack([slow] * self.alpha, 3).flatten(2, 3)
+        else:
+            seen = torch.stack(slow.chunk(self.alpha, 1), 3).flatten(2, 3)
+        return self.normed(path + "norm", seen)
+
+    def layer(self, conv: str, norm: str | None, x: Tensor, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
+        weight = self.weights[conv + ".weight"]
+        padding = [size // 2 for size in weight.shape[2:]]
+        x = F.conv3d(x, weight, self.weights.get(conv + ".bias"), stride, padding)
+        return x if norm is None else self.normed(norm, x)
+
+    def normed(self, path: str, x: Tensor) -> Tensor:
+        if path + ".weight" not in self.weights:
+            return x
+        names = ("running_mean", "running_var", "weight", "bias")
+        values = [self.weights[f"{path}.{name}"] for name in names]
+        return F.batch_norm(x, *values, training=self.training, momentum=0.1, eps=1e-5)
