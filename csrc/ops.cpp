@@ -47,6 +47,9 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
   m.def(
       "temporal_conv_packed(Tensor x, Tensor weight, Tensor packed, Tensor? scale, Tensor? shift, Tensor? residual, "
       "int stride, int padding, int dilation, bool relu, bool tf32) -> Tensor");
+  m.def(
+      "pack_pathways(Tensor frames, int[] slow_frames, float[] scale, float[] shift, ScalarType dtype) "
+      "-> (Tensor slow, Tensor fast)");
   m.def("max_pool(Tensor x, int kernel, int stride, int padding) -> Tensor");
   m.def(
       "temporal_conv_lateral_concat(Tensor x, Tensor weight, Tensor? shift, Tensor? residual, "

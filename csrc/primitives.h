@@ -57,6 +57,19 @@ struct MaxPool {
   OutRows y;
 };
 
+// fast[n, c, t, h, w] = frames[n, t, h, w, c] * scale[c] + shift[c], and slow[:, :, s] = fast[:, :, t] for each s of
+// first[t] ... first[t + 1]: bytes as a decoder leaves them to the input of both pathways. The results are dense.
+struct PackPathways {
+  int64_t n, t, h, w;
+  int64_t t_slow;
+  Dtype dtype;  // of the results
+  const uint8_t* frames;
+  int64_t stride_n, stride_t, stride_h;  // a row of pixels is 3 * w adjacent bytes
+  const int64_t* first;                  // t + 1 values, in the memory of the host
+  double scale[3], shift[3];
+  void *slow, *fast;
+};
+
 // Where the statistics of a convolution's output go: per channel, over all N * t_out * p rows.
 struct BatchStats {
   void* mean;

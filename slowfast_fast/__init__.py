@@ -7,6 +7,8 @@ from .compat import accelerate, convert_state_dict, load_checkpoint, restore
 from .explanation import explain
 from .freezing import freeze
 from .models import create_model, create_resnet, create_slowfast, create_slowfast_with_roi_head
+from .ops import pack_pathways
+from .pathways import pathway_frames
 
 __all__ = [
     "__version__",
@@ -23,5 +25,7 @@ __all__ = [
     "freeze",
     "load_checkpoint",
     "ops",
+    "pack_pathways",
+    "pathway_frames",
     "restore",
 ]

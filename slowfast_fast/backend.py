@@ -66,6 +66,7 @@ KERNELS = {
     "lateral_concat_bn": ("lateral_concat_bn", "temporal_conv_bn_backward", "update_running_stats"),
     "bottleneck": ("bottleneck", "bottleneck_out"),
     "max_pool": ("max_pool",),
+    "pack_pathways": ("pack_pathways",),
     "max_pool_lateral_concat": ("max_pool_lateral_concat",),
     "temporal_conv_lateral_concat": ("temporal_conv_lateral_concat",),
 }

@@ -57,15 +57,17 @@ def choose(
     *,
     tf32: bool = False,
     direction: str = "fwd",
+    dtype: torch.dtype | None = None,
 ) -> Choice:
-    """The backend for one call of ``op`` on ``x`` (for lateral_concat: ``fast``), or for its backward.
+    """The backend for one call of ``op`` on ``x`` (for lateral_concat: ``fast``), or for its backward. ``dtype``: what
+    the kernels compute for, where that is not the dtype of ``x``.
 
     Raises RuntimeError if a backend was forced that cannot run it.
     """
     device = x.device
     by_shape = forced() == "auto" and device.type == "cuda" and weight is not None
     situation = (
-        *(op, direction, forced(), device.type, device.index, x.dtype, tf32),
+        *(op, direction, forced(), device.type, device.index, dtype or x.dtype, tf32),
         shape_class(weight, stride) if by_shape and weight is not None else "",
         device.type == "cuda" and torch.are_deterministic_algorithms_enabled(),
     )

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import test_batch_norm as bn
 import test_lateral_concat as lateral
+import test_pack_pathways as pathways
 import test_temporal_conv as temporal
 import torch
 import triton_interpreter  # noqa: F401
@@ -218,6 +219,14 @@ def test_running_statistics_in_their_own_dtype(dtype: torch.dtype, momentum: flo
     assert_as_exact_as_pytorch(lambda: call)
 
 
+@pytest.mark.parametrize(("layout", "dtype"), list(zip(("dense", "padded", "crop"), DTYPES, strict=True)), ids=str)
+def test_decoded_frames(layout: str, dtype: torch.dtype) -> None:
+    for shape, alpha in (*pathways.CASES, ((1, 4, 11, 37), 2)):  # the last one: more than a block a frame
+        frames = pathways.lay_out(pathways.decoded(shape), layout)
+        packed = slowfast_fast.pack_pathways(frames, alpha=alpha, dtype=dtype, **pathways.COLOURS)
+        pathways.assert_packed(packed, frames, alpha, dtype)
+
+
 OPS = torch.ops.slowfast_fast_triton
 
 
@@ -245,6 +254,7 @@ def _arguments(op: str) -> tuple[Any, ...]:
         "temporal_conv_bn_frozen": (x, weight, first, second, first, positive, out, *geometry, 1e-5, True, False),
         "lateral_concat_bn_frozen": (slow, fast, weight, first, second, first, positive, 2, 1, 1e-5, True, False),
         "update_running_stats": (first, positive, torch.tensor(3), second, positive.clone(), 0.1),
+        "pack_pathways": (pathways.decoded((2, 4, 3, 5)), [0, 2, 2], [0.01] * 3, [-2.0] * 3, torch.float16),
     }[op]
 
 
@@ -253,7 +263,7 @@ def _arguments(op: str) -> tuple[Any, ...]:
     [
         *("temporal_conv", "temporal_conv_backward", "temporal_conv_bn", "temporal_conv_bn_backward"),
         *("lateral_concat", "lateral_concat_bn", "update_running_stats"),
-        *("temporal_conv_bn_frozen", "lateral_concat_bn_frozen"),
+        *("temporal_conv_bn_frozen", "lateral_concat_bn_frozen", "pack_pathways"),
     ],
 )
 def test_opcheck(op: str) -> None:

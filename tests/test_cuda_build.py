@@ -29,6 +29,7 @@ SOURCES = ROOT / "csrc"
 LOADS, COPIES, STORES, PRODUCTS = r"LDG\.E\.128", r"LDGSTS\.E\.BYPASS\.128", r"STG\.E\.128", r"HMMA"
 FAMILIES = {
     r"::(normalise_rows|copy_rows)<": (LOADS, STORES),
+    r"::pack_pathways_kernel<.*, [48]>": (STORES,),
     r"::gradient_sum_rows<": (LOADS,),
     r"::tile_(product|wgrad)_kernel<.*::TensorCores<": (COPIES, PRODUCTS),
     r"::tile_(product|wgrad)_kernel<.*::Fma": (COPIES, r"FFMA"),

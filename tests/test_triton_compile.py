@@ -22,13 +22,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from slowfast_fast.triton import _configs, _convolution, temporal_conv  # noqa: E402
+from slowfast_fast.triton import _configs, _convolution, pack_pathways, temporal_conv  # noqa: E402
 from slowfast_fast.triton import lateral_concat as lateral  # noqa: E402
 from slowfast_fast.triton._configs import Config  # noqa: E402
 from slowfast_fast.triton._launch import Launch  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
+TYPES = {torch.uint8: "u8", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
 # Shared memory that a block may use.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE = {80: r"\bHMMA\b", 90: r"\bHGMMA\b|\bHMMA\b", 100: r"\bUTC\w*MMA\b|\bHMMA\b"}
@@ -214,6 +214,18 @@ def test_lateral_writes_16_bytes_into_its_slice(tmp_path: Path, monkeypatch: pyt
         check(machine, 90, product=name == "forward")
         assert machine.count(STORES_16_BYTES) > 0, name
         assert machine.count(r"STG\.E\S*\.U16|STG\.E\S*\.U8") == 0, name
+
+
+def test_decoded_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = torch.empty(8, 32, 224, 224, 3, dtype=torch.uint8, device="meta")
+    slow_frames, three = list(range(0, 32, 4)), [0.5] * 3
+    launches = record(
+        lambda: pack_pathways.pack_pathways(frames, slow_frames, three, three, torch.bfloat16), 0, monkeypatch
+    )
+    machine = launches["normalise_frames"].compile(90, tmp_path)
+    assert (machine.stack, machine.count(r"\b(?:STL|LDL)\b")) == (0, 0)
+    assert machine.count(STORES_16_BYTES) > 0
+    assert machine.count(r"LDG\.E\S*\.64") > 0, "8 bytes make the 16 of a result"
 
 
 def test_float32_stays_float32_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

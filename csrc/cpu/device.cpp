@@ -433,6 +433,10 @@ void Cpu::max_pool(const MaxPool& args) {
   parallel(args.n * args.t * args.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(args, begin, end); });
 }
 
+void Cpu::pack_pathways(const PackPathways& args) {
+  parallel(args.n * args.t * args.h, [&](int64_t begin, int64_t end) { kernels().pack_pathways(args, begin, end); });
+}
+
 void Cpu::fold(const FoldBatchNorm& args) {
   with_accumulation(args.dtype, [&](auto zero) {
     using A = decltype(zero);

@@ -145,7 +145,8 @@ struct Kernels {
   void (*bottleneck)(const BottleneckPlan&, int64_t, int64_t, void* scratch);
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
-  void (*max_pool)(const MaxPool&, int64_t, int64_t);  // tasks: rows of the result's images
+  void (*max_pool)(const MaxPool&, int64_t, int64_t);            // tasks: rows of the result's images
+  void (*pack_pathways)(const PackPathways&, int64_t, int64_t);  // tasks: rows of pixels of every frame
 };
 
 namespace baseline {

@@ -23,6 +23,11 @@ void Cuda::max_pool(const MaxPool& args) {
   cuda::max_pool(queue, args);
 }
 
+void Cuda::pack_pathways(const PackPathways& args) {
+  cuda::Queue queue(device_);
+  cuda::pack_pathways(queue, args);
+}
+
 void Cuda::forward_stats(const ConvForward& args, const BatchStats& stats) {
   cuda::Queue queue(device_);
   cuda::forward(queue, args, &stats);

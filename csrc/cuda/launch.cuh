@@ -7,6 +7,7 @@
 #include "backward.cuh"
 #include "forward.cuh"
 #include "narrow_wgrad_launch.cuh"
+#include "pathways.cuh"
 #include "pool.cuh"
 #include "rowwise.cuh"
 #include "tile_launch.cuh"
@@ -160,6 +161,11 @@ void pack(Queue& queue, const ConvForward& args, void* to) {
 template <class Queue>
 void max_pool(Queue& queue, const MaxPool& args) {
   with_type(args.dtype, [&](auto type) { max_pool_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void pack_pathways(Queue& queue, const PackPathways& args) {
+  with_type(args.dtype, [&](auto type) { pack_pathways_as<typename decltype(type)::type>(queue, args); });
 }
 
 template <class Queue>

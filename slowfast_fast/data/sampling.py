@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..pathways import pathway_frames
+
 # How each library spreads n frames over a window. "even": linspace from its first to its last frame, rounded down;
 # "strided": every stride-th frame from its first.
 RULES = {
@@ -33,12 +35,10 @@ def slow_indices(frames: int, alpha: int, rule: str = "pytorchvideo") -> Tensor:
     Raises:
         ValueError: an unknown rule; alpha below 1; frames that alpha does not divide.
     """
-    spread = _spread(rule)
+    _spread(rule)
     if alpha < 1 or frames < 1 or frames % alpha:
         raise ValueError(f"frames: expected a multiple of alpha = {alpha} (at least 1), got {frames}")
-    if spread == "strided":
-        return torch.arange(0, frames, alpha)
-    return torch.linspace(0, frames - 1, frames // alpha).long()
+    return torch.tensor(pathway_frames(frames, alpha=alpha, rule=rule)[0])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from .sampling import slow_indices
 
 # Of the Kinetics models of the SlowFast paper's authors and of pytorchvideo, for pixels in 0..1.
@@ -90,11 +91,9 @@ def to_pathways(
         dtype: None: PyTorch's default.
     """
     check_frames(frames, 5)
+    slow_indices(frames.shape[1], alpha, rule)  # for its errors
     dtype = dtype or torch.get_default_dtype()
-    indices = slow_indices(frames.shape[1], alpha, rule).to(frames.device)
-    shift, scale = (torch.as_tensor(value, device=frames.device, dtype=torch.float32) for value in (mean, std))
-    fast = ((frames.float() / 255 - shift) / scale).to(dtype)
-    return [fast.index_select(1, indices).permute(0, 4, 1, 2, 3), fast.permute(0, 4, 1, 2, 3)]
+    return ops.pack_pathways(frames, alpha=alpha, mean=mean, std=std, dtype=dtype, rule=rule)
 
 
 def check_frames(frames: Tensor, dims: int) -> None:

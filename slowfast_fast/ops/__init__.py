@@ -3,6 +3,7 @@
 from .bottleneck import bottleneck
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
+from .pack_pathways import pack_pathways
 from .temporal_conv import temporal_conv, temporal_conv_bn
 from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 
@@ -12,6 +13,7 @@ __all__ = [
     "lateral_concat_bn",
     "max_pool",
     "max_pool_lateral_concat",
+    "pack_pathways",
     "temporal_conv",
     "temporal_conv_bn",
     "temporal_conv_lateral_concat",

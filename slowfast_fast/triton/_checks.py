@@ -49,20 +49,20 @@ class Conv(NamedTuple):
         return self.n, self.k, self.t_out, self.h, self.w
 
     def check(self, x: Tensor, weight: Tensor) -> None:
-        _require(x.dtype in DTYPES, f"x must be float32, float16 or bfloat16; got {x.dtype}")
+        require(x.dtype in DTYPES, f"x must be float32, float16 or bfloat16; got {x.dtype}")
         check_rows("x", x, tuple(x.shape), x)
         _check_like("weight", weight, x)
         expected = (self.k, self.c, self.taps, 1, 1)
-        _require(
+        require(
             tuple(weight.shape) == expected and weight.is_contiguous() and weight.numel() > 0,
             f"weight must be a contiguous {expected}; got {tuple(weight.shape)}, strides {weight.stride()}",
         )
-        _require(
+        require(
             self.stride >= 1 and self.padding >= 0 and self.dilation >= 1,
             f"stride and dilation must be positive, padding not negative; got {self.stride}, {self.dilation} and "
             f"{self.padding}",
         )
-        _require(self.t_out >= 1, f"the kernel is longer than the padded clip of {self.t_in} frames")
+        require(self.t_out >= 1, f"the kernel is longer than the padded clip of {self.t_in} frames")
 
 
 def check_rows(name: str, rows: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
@@ -70,30 +70,30 @@ def check_rows(name: str, rows: Tensor | None, shape: tuple[int, ...], x: Tensor
     if rows is None:
         return
     _check_like(name, rows, x)
-    _require(tuple(rows.shape) == tuple(shape), f"{name} must have shape {tuple(shape)}; got {tuple(rows.shape)}")
+    require(tuple(rows.shape) == tuple(shape), f"{name} must have shape {tuple(shape)}; got {tuple(rows.shape)}")
     _, c, _, h, w = rows.shape
     _, s_c, _, s_h, s_w = rows.stride()
     adjacent = (c == 1 or s_c == 1) and (h == 1 or w == 1 or s_h == w * s_w)
-    _require(adjacent or rows.numel() == 0, f"{name} must be rows of channels; got strides {rows.stride()}")
+    require(adjacent or rows.numel() == 0, f"{name} must be rows of channels; got strides {rows.stride()}")
 
 
 def check_vector(name: str, vector: Tensor | None, k: int, x: Tensor) -> None:
     """``vector``, if given, must be one float32 per output channel."""
     if vector is None:
         return
-    _require(
+    require(
         tuple(vector.shape) == (k,) and vector.is_contiguous() and vector.dtype == torch.float32,
         f"{name} must be {k} contiguous float32 values; got {tuple(vector.shape)} of {vector.dtype}",
     )
-    _require(vector.device == x.device, f"{name} must be on {x.device}; got {vector.device}")
+    require(vector.device == x.device, f"{name} must be on {x.device}; got {vector.device}")
 
 
 def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
-    _require(tensor.dim() == 5, f"{name} must have 5 dimensions; got {tensor.dim()}")
-    _require(tensor.dtype == x.dtype, f"{name} must have the dtype of the input, {x.dtype}; got {tensor.dtype}")
-    _require(tensor.device == x.device, f"{name} must be on the device of the input, {x.device}; got {tensor.device}")
+    require(tensor.dim() == 5, f"{name} must have 5 dimensions; got {tensor.dim()}")
+    require(tensor.dtype == x.dtype, f"{name} must have the dtype of the input, {x.dtype}; got {tensor.dtype}")
+    require(tensor.device == x.device, f"{name} must be on the device of the input, {x.device}; got {tensor.device}")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

@@ -55,6 +55,11 @@ void CudaHost::max_pool(const MaxPool& args) {
   cuda::max_pool(queue, args);
 }
 
+void CudaHost::pack_pathways(const PackPathways& args) {
+  HostQueue queue;
+  cuda::pack_pathways(queue, args);
+}
+
 void CudaHost::forward_stats(const ConvForward& args, const BatchStats& stats) {
   HostQueue queue;
   cuda::forward(queue, args, &stats);

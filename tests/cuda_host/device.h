@@ -12,6 +12,7 @@ class CudaHost {
   static int64_t packed_bytes(const ConvForward& args);
   void pack(const ConvForward& args, void* to);
   void max_pool(const MaxPool& args);
+  void pack_pathways(const PackPathways& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);

@@ -3,6 +3,7 @@
 // give it to code that must run anywhere.
 #include "bottleneck.h"
 #include "conv.h"
+#include "pathways.h"
 #include "pool.h"
 #include "rowwise.h"
 #include "slide.h"
@@ -120,6 +121,13 @@ void max_pool(const MaxPool& args, int64_t begin, int64_t end) {
   });
 }
 
+void pack_pathways(const PackPathways& args, int64_t begin, int64_t end) {
+  with_dtype(args.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    pack_pathways_rows<T, row_width<T>>(args, begin, end);
+  });
+}
+
 #define SFF_NAME_(isa) #isa
 #define SFF_NAME(isa) SFF_NAME_(isa)
 
@@ -128,7 +136,8 @@ void max_pool(const MaxPool& args, int64_t begin, int64_t end) {
 const Kernels& kernels() {
   static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
                                  conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
-                                 bottleneck_scratch, bottleneck, normalise,     sums,         max_pool};
+                                 bottleneck_scratch, bottleneck, normalise,     sums,         max_pool,
+                                 pack_pathways};
   return table;
 }
 

@@ -1,0 +1,5 @@
+#include "pack_pathways.h"
+
+#include "device.h"
+
+STABLE_TORCH_LIBRARY_IMPL(slowfast_fast, CPU, m) { slowfast_fast::register_pack_pathways<slowfast_fast::Cpu>(m); }
