@@ -55,4 +55,15 @@ def cuda_kernels(shape: tuple[int, ...], dtype: torch.dtype, tf32: bool, aligned
     return function((ctypes.c_int64 * len(shape))(*shape), _DTYPES.index(dtype), tf32, aligned).decode()
 
 
+def cuda_bottleneck(c: int, j: int, k: int, dtype: torch.dtype, tf32: bool, aligned: bool) -> str | None:
+    """Why a bottleneck block C -> J -> K takes the general CUDA kernel, in words; "" if it takes the one on tensor
+    cores. None where the library was built without CUDA kernels."""
+    function = getattr(ctypes.CDLL(str(LIBRARY)), "slowfast_fast_cuda_bottleneck", None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    function.argtypes = (*[ctypes.c_int64] * 3, ctypes.c_int, ctypes.c_bool, ctypes.c_bool)
+    return function(c, j, k, _DTYPES.index(dtype), tf32, aligned).decode()
+
+
 _load()

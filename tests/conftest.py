@@ -155,3 +155,4 @@ def host(session_harness: Harness, poisoned: None) -> Iterator[Harness]:
     session_harness.set_schedule("random")
     yield session_harness
     session_harness.skip_barrier("")
+    session_harness.force_items(None)

@@ -2,6 +2,7 @@
 //   queue.launch(kernel, Launch, arguments...)   runs after what was launched before
 //   queue.template workspace<Value>(count)       device memory that outlives the launches
 //   queue.plan(tile::Plan)                       that plan, unless a test wants another one
+//   queue.items(count)                           likewise: into how many items a bottleneck should be cut
 // Nothing here asks the device for anything, so every primitive can be captured in a CUDA graph.
 #pragma once
 #include "backward.cuh"

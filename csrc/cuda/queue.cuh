@@ -53,6 +53,7 @@ class Queue {
   }
 
   tile::Plan plan(const tile::Plan& chosen) const { return chosen; }
+  int64_t items(int64_t wanted) const { return wanted; }
 
   // Freed with this object: the allocator hands it out again only to work that follows on this stream.
   template <class Value>

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._extension import cuda_bottleneck
 from ..backend import Choice, for_every_library
 from ..choosing import choose
 from ..explanation import note_call, recording
 from . import _checks
 from ._common import accumulator, allows_tf32, autocast, call, forbid_gradient, kernel
+from ._kernels import is_aligned
 from ._layout import as_dense, as_rows, empty_channels_last, is_rows
 from ._repeat import Plan, Signature, look_up, remember, run
 
@@ -59,8 +61,8 @@ def bottleneck(
         out: (N, K, T, H', W') to write into, of x's dtype; rows of channels, such as a channel slice of a wider
             tensor. It must share no memory with x.
 
-    Under autocast x and the weights are cast to the active dtype. Sums and what lies between the convolutions are kept
-    in float32 (float64 for float64).
+    Under autocast x and the weights are cast to the active dtype. Sums are kept in float32 (float64 for float64); so is
+    what lies between the convolutions, but on a GPU's tensor cores, which take it in x's dtype or TF32.
 
     Returns:
         ``out``, or a dense channels_last_3d (N, K, T, H', W'), H' = (H - 1) // stride + 1 and W' likewise.
@@ -178,15 +180,36 @@ def _bottleneck(
         y = result if out is None else out
         remember(key, Plan(op, choice.backend, geometry[0], tf32), arguments, used)
     if recording():
-        note_call("bottleneck", _with_details(choice, x), (x,), y)
+        note_call("bottleneck", _with_details(choice, x, arguments[1], y, tf32), (x,), y)
     return y
 
 
-def _with_details(choice: Choice, x: Tensor) -> Choice:
+def _with_details(choice: Choice, x: Tensor, weight_a: Tensor, y: Tensor, tf32: bool) -> Choice:
     """What explain() should say of the kernel beside the choice of its backend."""
+    said = None
     if choice.backend == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
-        return choice._replace(reason=f"{choice.reason}; {x.dtype} is converted to float32 row by row, which is slower")
-    return choice
+        said = f"{x.dtype} is converted to float32 row by row, which is slower"
+    elif choice.backend == "cuda":
+        channels = (x.shape[1], weight_a.shape[0], y.shape[1])
+        why_not = on_tensor_cores(*channels, x.dtype, tf32, is_aligned(x) and is_aligned(y))
+        said = f"general kernel: {why_not}" if why_not else "tensor cores"
+    return choice if said is None else choice._replace(reason=f"{choice.reason}; {said}")
+
+
+_why_not_tensor_cores: dict[tuple[Any, ...], str | None] = {}
+
+
+def on_tensor_cores(c: int, j: int, k: int, dtype: torch.dtype, tf32: bool, aligned: bool = True) -> str | None:
+    """Why the CUDA kernel on tensor cores does not take a block C -> J -> K; None if it does. The general one, which
+    takes any block, is slower than a kernel for each layer."""
+    arguments = (c, j, k, dtype, tf32, aligned)
+    if arguments not in _why_not_tensor_cores:
+        _why_not_tensor_cores[arguments] = cuda_bottleneck(*arguments) or None
+    return _why_not_tensor_cores[arguments]
+
+
+# torch.compile keeps what it returned when it traced, as in choosing.py.
+on_tensor_cores._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fake(x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut, shortcut_shift, padding, stride, *_):

@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 NAMESPACE = "slowfast_fast_cuda_host"
 SCHEDULES = ("ascending", "descending", "random")
 SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/primitives.h
 TILE_SIZES = ("wide", "tall", "small")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
@@ -78,7 +79,10 @@ class Harness:
         torch.ops.load_library(library)
         self._controls = ctypes.CDLL(str(library))
         self._controls.cuda_host_explain.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_bool]
-        for name in ("barriers_seen", "kernels_launched", "try", "explain"):
+        channels, flags = [ctypes.c_int64] * 3, [ctypes.c_bool] * 2
+        self._controls.cuda_host_explain_bottleneck.argtypes = [*channels, ctypes.c_int, *flags]
+        self._controls.cuda_host_force_items.argtypes = [ctypes.c_int64]
+        for name in ("barriers_seen", "kernels_launched", "try", "explain", "explain_bottleneck"):
             getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
 
     def __getattr__(self, op: str):
@@ -90,6 +94,10 @@ class Harness:
     def force_plan(self, size: str | None, parts: int = 1) -> None:
         """Makes the tiled kernels run in this size, their depth in so many parts; None: as they choose themselves."""
         self._controls.cuda_host_force_plan(-1 if size is None else TILE_SIZES.index(size), parts)
+
+    def force_items(self, items: int | None) -> None:
+        """Makes bottleneck cut its output for so many items, 1 for the largest that memory allows; None: its choice."""
+        self._controls.cuda_host_force_items(-1 if items is None else items)
 
     def skip_barrier(self, name: str) -> None:
         """Lets threads pass the barrier or wait of this name, "file.cuh:12", as if it were not there; "" for none."""
@@ -113,6 +121,11 @@ class Harness:
 
     def explain(self, shape: tuple[int, ...], dtype: torch.dtype, tf32: bool = False, aligned: bool = True) -> str:
         """What csrc/cuda/explain.cuh says of a convolution, given as the members of ConvShape."""
-        dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
         values = (ctypes.c_int64 * len(shape))(*shape)
-        return self._controls.cuda_host_explain(values, dtypes.index(dtype), tf32, aligned).decode()
+        return self._controls.cuda_host_explain(values, DTYPES.index(dtype), tf32, aligned).decode()
+
+    def explain_bottleneck(
+        self, c: int, j: int, k: int, dtype: torch.dtype, tf32: bool = True, aligned: bool = True
+    ) -> str:
+        """Why csrc/cuda/bottleneck_launch.cuh takes the general kernel; "" if it does not."""
+        return self._controls.cuda_host_explain_bottleneck(c, j, k, DTYPES.index(dtype), tf32, aligned).decode()

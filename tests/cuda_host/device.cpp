@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "cuda/bottleneck_launch.cuh"
 #include "cuda/explain.cuh"
 #include "cuda/launch.cuh"
 
@@ -12,6 +13,7 @@ namespace slowfast_fast {
 namespace {
 
 std::optional<cuda::tile::Plan> forced_plan;
+std::optional<int64_t> forced_items;
 
 class HostQueue {
  public:
@@ -23,6 +25,8 @@ class HostQueue {
   }
 
   cuda::tile::Plan plan(const cuda::tile::Plan& chosen) const { return forced_plan.value_or(chosen); }
+
+  int64_t items(int64_t wanted) const { return forced_items.value_or(wanted); }
 
   template <class Value>
   Value* workspace(int64_t count) {
@@ -75,6 +79,11 @@ void CudaHost::backward(const ConvBackward& args) {
   cuda::backward(queue, args);
 }
 
+void CudaHost::bottleneck(const Bottleneck& args) {
+  HostQueue queue;
+  cuda::bottleneck::run(queue, args);
+}
+
 void CudaHost::copy(const CopyRows& args) {
   HostQueue queue;
   cuda::copy(queue, args);
@@ -98,6 +107,18 @@ extern "C" void cuda_host_force_plan(int size, int parts) {
   using slowfast_fast::cuda::tile::Size;
   slowfast_fast::forced_plan.reset();
   if (size >= 0) slowfast_fast::forced_plan = Plan{static_cast<Size>(size), parts};
+}
+
+// The items that bottleneck's bands are cut for from now on; a negative number: what it chooses itself.
+extern "C" void cuda_host_force_items(int64_t items) {
+  slowfast_fast::forced_items.reset();
+  if (items >= 0) slowfast_fast::forced_items = items;
+}
+
+// As slowfast_fast_cuda_bottleneck of the extension.
+extern "C" const char* cuda_host_explain_bottleneck(int64_t c, int64_t j, int64_t k, int dtype, bool tf32,
+                                                    bool aligned) {
+  return slowfast_fast::cuda::bottleneck::explain(c, j, k, static_cast<slowfast_fast::Dtype>(dtype), tf32, aligned);
 }
 
 // As slowfast_fast_cuda_kernels of the extension.

@@ -16,6 +16,7 @@ class CudaHost {
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
+  void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);
   void update_running(const RunningStats& args);

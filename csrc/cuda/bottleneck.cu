@@ -1,0 +1,4 @@
+#include "../bottleneck.h"
+#include "device.h"
+
+STABLE_TORCH_LIBRARY_IMPL(slowfast_fast, CUDA, m) { slowfast_fast::register_bottleneck<slowfast_fast::Cuda>(m); }
