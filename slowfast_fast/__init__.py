@@ -6,11 +6,12 @@ from .backend import backend
 from .compat import accelerate, convert_state_dict, load_checkpoint, restore
 from .explanation import explain
 from .freezing import freeze
-from .models import create_model, create_resnet, create_slowfast, create_slowfast_with_roi_head
+from .models import OneClip, create_model, create_resnet, create_slowfast, create_slowfast_with_roi_head
 from .ops import pack_pathways
 from .pathways import pathway_frames
 
 __all__ = [
+    "OneClip",
     "__version__",
     "accelerate",
     "backend",

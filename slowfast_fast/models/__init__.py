@@ -4,12 +4,14 @@ from . import named
 from .cost import Cost, cost
 from .family import resnet, slowfast
 from .inflation import inflate_2d
+from .one_clip import OneClip
 from .registry import create_model, entry, list_models, register
 from .resnet import create_resnet
 from .slowfast import create_slowfast, create_slowfast_with_roi_head
 
 __all__ = [
     "Cost",
+    "OneClip",
     "cost",
     "create_model",
     "create_resnet",
