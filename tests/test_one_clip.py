@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stock_models import pytorchvideo
+from stock_models.plan import Plan
 from torch import Tensor, nn
 
 import slowfast_fast
@@ -97,10 +99,16 @@ def test_networks_of_one_pathway() -> None:
 
 
 def test_stock_networks() -> None:
-    """A network of pytorchvideo as it is, and one without feature maps to be found."""
-    model = slowfast_fast.create_slowfast(model_num_class=5, model_depth=18).eval()
-    vectors = OneClip(model).vector(torch.randn(1, 3, 32, 224, 224))
-    assert vectors.shape == (1, 2304)
+    """A network of pytorchvideo, as it is and accelerated, and one without feature maps to be found."""
+    model = pytorchvideo.build(Plan(depths=(1, 1, 1, 1), width=16, classes=5)).eval()
+    clip = torch.randn(2, 3, 32, 64, 64)
+    seen = [clip.index_select(2, torch.linspace(0, 31, 8).long()), clip]
+    with torch.no_grad():
+        scores = model(list(seen))
+        for _ in range(2):
+            torch.testing.assert_close(OneClip(model)(clip), scores, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model.blocks[-1].proj(OneClip(model).vector(clip)), scores, rtol=1e-4, atol=1e-5)
+            slowfast_fast.accelerate(model)
 
     class Other(nn.Module):
         def forward(self, x: list[Tensor]) -> Tensor:
@@ -108,7 +116,7 @@ def test_stock_networks() -> None:
 
     clip = torch.randn(1, 3, 8, 4, 4)
     torch.testing.assert_close(OneClip(Other())(clip), Other()([clip[:, :, [0, 7]], clip]))
-    with pytest.raises(TypeError, match="features are taken of networks of .*; got Other"):
+    with pytest.raises(TypeError, match=r"features are taken of networks of .*; got Other"):
         OneClip(Other()).vector(clip)
 
 

@@ -1,17 +1,18 @@
 """Networks built from the blocks of ``nn/``, and the registry of those that have a name."""
 
-from . import named
+from . import named, recurrent
 from .cost import Cost, cost
 from .family import resnet, slowfast
 from .inflation import inflate_2d
 from .one_clip import OneClip
-from .registry import create_model, entry, list_models, register
+from .registry import Recipe, create_model, entry, list_models, register
 from .resnet import create_resnet
 from .slowfast import create_slowfast, create_slowfast_with_roi_head
 
 __all__ = [
     "Cost",
     "OneClip",
+    "Recipe",
     "cost",
     "create_model",
     "create_resnet",
@@ -21,6 +22,7 @@ __all__ = [
     "inflate_2d",
     "list_models",
     "named",
+    "recurrent",
     "register",
     "resnet",
     "slowfast",

@@ -191,6 +191,18 @@ def i3d_r18_32x2(**overrides: Any) -> nn.Module:
 
 
 @register(frames=8, tau=8)
+def resnet2d_r18(**overrides: Any) -> nn.Module:
+    """2-D ResNet-18 on every frame, averaged: what is seen without any time. Any number of frames and pixels."""
+    return resnet2d_r50(**{"depth": 18, **overrides})
+
+
+@register(frames=8, tau=8)
+def resnet2d_r50(**overrides: Any) -> nn.Module:
+    """2-D ResNet-50 on every frame, averaged. Any number of frames and pixels."""
+    return resnet(**{"inflation": ("none",) * 4, "head_pool": nn.AdaptiveAvgPool3d, **overrides})
+
+
+@register(frames=8, tau=8)
 def c2d_r50_8x8(**overrides: Any) -> nn.Module:
     """C2D ResNet-50: nothing in time but a pool behind res2."""
     return resnet(**{"frames": 4, "inflation": ("none",) * 4, "stage1_pool": nn.MaxPool3d, **overrides})

@@ -14,6 +14,23 @@ Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a model is trained unless something else is said.
+
+    Attributes:
+        batch: clips of a step.
+        lr: learning rate.
+        weight_decay: factor of the L2 penalty on all parameters.
+        epochs: over the training set.
+    """
+
+    batch: int
+    lr: float
+    weight_decay: float
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A named constructor, and what its networks take.
 
@@ -26,6 +43,7 @@ class Entry:
         gflops: published, of one clip at 256, multiply-adds in 10^9; None: none are.
         boxes: whether it takes boxes beside the clips.
         about: one line.
+        recipe: how to train it by default; None: the training script's own defaults.
     """
 
     name: str
@@ -36,6 +54,7 @@ class Entry:
     gflops: float | None
     boxes: bool
     about: str
+    recipe: Recipe | None = None
 
     def clips(self, crop: int = 256, batch: int = 1, device: torch.device | str | None = None) -> Any:
         """What the network takes, of zeros: [slow, fast] or one clip (batch, 3, frames, crop, crop)."""
@@ -50,7 +69,13 @@ _entries: dict[str, Entry] = {}
 
 
 def register(
-    *, frames: int, tau: int, alpha: int | None = None, gflops: float | None = None, boxes: bool = False
+    *,
+    frames: int,
+    tau: int,
+    alpha: int | None = None,
+    gflops: float | None = None,
+    boxes: bool = False,
+    recipe: Recipe | None = None,
 ) -> Callable[[Constructor], Constructor]:
     """Put a constructor among the models, under its name; it takes overrides as keywords.
 
@@ -63,7 +88,7 @@ def register(
         if name in _entries:
             raise ValueError(f"a model named {name!r} is registered already")
         about = (create.__doc__ or "").strip().partition("\n")[0]
-        _entries[name] = Entry(name, create, frames, tau, alpha, gflops, boxes, about)
+        _entries[name] = Entry(name, create, frames, tau, alpha, gflops, boxes, about, recipe)
         return create
 
     return put
