@@ -52,6 +52,13 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "-> (Tensor slow, Tensor fast)");
   m.def("max_pool(Tensor x, int kernel, int stride, int padding) -> Tensor");
   m.def(
+      "batch_norm_max_pool(Tensor x, Tensor? gamma, Tensor? beta, int kernel, int stride, int padding, float eps, "
+      "bool relu) -> (Tensor y, Tensor mean, Tensor invstd, Tensor unbiased_var)");
+  m.def(
+      "batch_norm_max_pool_backward(Tensor grad, Tensor x, Tensor? gamma, Tensor? beta, Tensor mean, Tensor invstd, "
+      "int kernel, int stride, int padding, bool relu, bool need_x, bool need_gamma, bool need_beta) "
+      "-> (Tensor dx, Tensor dgamma, Tensor dbeta)");
+  m.def(
       "temporal_conv_lateral_concat(Tensor x, Tensor weight, Tensor? shift, Tensor? residual, "
       "int stride, int padding, int dilation, bool relu, Tensor fast, Tensor lateral_weight, Tensor? lateral_shift, "
       "int alpha, int lateral_padding, bool lateral_relu, bool tf32) -> Tensor");

@@ -78,6 +78,14 @@ struct BatchStats {
   double eps;
 };
 
+// The statistics of rows that a library's convolution left.
+struct RowStatistics {
+  int64_t n, k, t, p;
+  Dtype dtype;
+  Rows raw;
+  BatchStats stats;
+};
+
 // y = act((raw - mean) * invstd * gamma + beta + residual); gamma, beta and residual may be absent.
 struct Normalise {
   int64_t n, k, t, p;
@@ -88,6 +96,25 @@ struct Normalise {
   bool relu;
   OutRows y;
 };
+
+// y = pool(act((x - mean) * invstd * gamma + beta)); gamma and beta may be absent.
+struct NormalisePool {
+  MaxPool pool;
+  const void *mean, *invstd, *gamma, *beta;
+  bool relu;
+};
+
+// Its backward, through the batch's statistics of x too. The gradient of a window goes to its first maximum, found
+// again from x; forward.pool.y is not read. Results whose pointer is nullptr are not wanted.
+struct NormalisePoolBackward {
+  NormalisePool forward;
+  Rows grad;
+  OutRows dx;
+  void *dgamma, *dbeta;
+};
+
+// Places of a window that the backward numbers in one byte, beside the one that says that no gradient passes.
+constexpr int64_t most_window = 255;
 
 // The backward of ConvForward (bn.raw absent) or of convolution, batch statistics and Normalise (bn.raw present).
 // Results whose pointer is nullptr are not wanted.

@@ -28,6 +28,7 @@ FUSED_SITES = 4 + 4 + 2
 if fused_rules.FUSE_POINTWISE:
     # Of res2 and res3 (slow) the a convolutions, every c, and the shortcuts of res2: the others have a spatial stride.
     FUSED_SITES += 2 + 8 + 2
+FUSED_STEMS = 2  # in training
 TOLERANCE = 1e-7  # float64; BatchNorm over few values amplifies rounding
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from network_testing import (
     FUSED_SITES,
+    FUSED_STEMS,
     TOLERANCE,
     assert_as_exact_as_stock,
     assert_same_step,
@@ -35,6 +36,10 @@ def test_explain_names_every_fused_site(monkeypatch: pytest.MonkeyPatch) -> None
     explanation = slowfast_fast.explain(fused, x, show=False)
     rows = [row for row in explanation.rows if row.backend != "torch"]
     assert {row.backend for row in rows} == {"cpu"}
+    assert [row.modules for row in rows if row.what == "batch_norm_max_pool"] == [
+        tuple(f"blocks.0.multipathway_blocks.{pathway}.{m}" for m in ("conv", "norm", "activation", "pool"))
+        for pathway in (0, 1)
+    ]
     laterals = [row for row in rows if row.what == "lateral_concat_bn"]
     assert [row.modules for row in laterals] == [
         tuple(f"blocks.{i}.multipathway_fusion.{m}" for m in ("conv_fast_to_slow", "norm", "activation"))
@@ -48,22 +53,26 @@ def test_explain_names_every_fused_site(monkeypatch: pytest.MonkeyPatch) -> None
         for stage, pathway in ((1, 1), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1))
     ]
     why = reasons(fused, x)
-    assert why["blocks.0.multipathway_blocks.0.conv"] == "spatial kernel"
+    assert why["blocks.1.multipathway_blocks.0.res_blocks.0.branch2.conv_b"] == "spatial kernel"
     assert why["blocks.1.multipathway_blocks.0.res_blocks.0.branch2.conv_a"] == "pointwise convolution"
     assert torch.equal(before, statistics(fused))
     assert "blocks.0.multipathway_fusion.{conv_fast_to_slow,norm,activation}" in str(explanation)
 
 
 def test_clips_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32: there PyTorch's spatial convolutions keep the layout; its 1x1x1 ones do not, and are replaced."""
+    """In float32: there PyTorch's spatial convolutions keep the layout; its 1x1x1 ones do not, and are replaced. In
+    training not at all: the stems read them as they are, and what they return is rows."""
     monkeypatch.setattr(fused_rules, "FUSE_POINTWISE", True)
     fused, _ = pair(torch.float32)
-    rows = slowfast_fast.explain(fused, clips(dtype=torch.float32), show=False).rows
-    copies = [row.reason for row in rows if "copied" in row.reason]
-    assert len(copies) == 1
-    assert copies[0].count("copied") == 2
-    assert "copied x[0] (2, 3, 2, 32, 32)" in copies[0]
-    assert "copied x[1] (2, 3, 8, 32, 32)" in copies[0]
+    for training in (False, True):
+        rows = slowfast_fast.explain(fused.train(training), clips(dtype=torch.float32), show=False).rows
+        copies = [row.reason for row in rows if "copied" in row.reason]
+        assert len(copies) == (0 if training else 1), copies
+    rows = slowfast_fast.explain(fused.eval(), clips(dtype=torch.float32), show=False).rows
+    (copies,) = [row.reason for row in rows if "copied" in row.reason]
+    assert copies.count("copied") == 2
+    assert "copied x (2, 3, 2, 32, 32)" in copies
+    assert "copied x (2, 3, 8, 32, 32)" in copies
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -74,8 +83,8 @@ def test_pointwise_convolutions_can_be_switched_on(training: bool, monkeypatch: 
     x = clips()
     assert_same_step(fused.train(training), stock.train(training), x)
     rows = [row for row in slowfast_fast.explain(fused, x, show=False).rows if row.backend != "torch"]
-    # Every a and c and the shortcuts of res2 (the others have a spatial stride), and the laterals.
-    assert len(rows) == 8 + 8 + 2 + 4
+    # Every a and c, the shortcuts of res2 (the others have a spatial stride), the laterals, and in training the stems.
+    assert len(rows) == 8 + 8 + 2 + 4 + FUSED_STEMS * training
     assert sum("activation" in row.modules[-1] and "norm_c" in row.modules[1] for row in rows) == 8
 
 
@@ -163,7 +172,7 @@ def test_every_kind_of_hook_is_called(observe: Callable[[nn.Module, list[str]], 
     assert len(called) == 1
     why = reasons(fused, x)
     assert "carries hooks" in why[f"{block}.conv_a"]
-    assert fused_sites(fused, x) == FUSED_SITES - 1
+    assert fused_sites(fused, x) == FUSED_SITES - 1 + FUSED_STEMS
 
 
 def test_hooks_on_all_modules_of_the_process() -> None:
@@ -177,7 +186,7 @@ def test_hooks_on_all_modules_of_the_process() -> None:
         assert "process-global module hooks" in reasons(fused, clips()).values()
     finally:
         handle.remove()
-    assert fused_sites(fused, clips()) == FUSED_SITES
+    assert fused_sites(fused, clips()) == FUSED_SITES + FUSED_STEMS
 
 
 def test_parametrized_and_pruned_convolutions_run_as_modules() -> None:

@@ -192,28 +192,26 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   return plan;
 }
 
-// Merges the tasks' (count, mean, M2) in order, in double (Chan et al. 1983).
-void finish_statistics(const ConvPlan& plan, const double* partial, const BatchStats& stats) {
-  const Blocking& b = plan.blocking;
-  const int64_t p_blocks = ceil_div(plan.p, b.p_block), t_blocks = ceil_div(plan.t, b.t_block);
-  std::vector<double> mean(static_cast<size_t>(plan.k)), m2(static_cast<size_t>(plan.k));
+// Merges the tasks' [mean, M2][k] in order, in double (Chan et al. 1983); rows(task) is how many they are of.
+template <typename Count>
+void finish_statistics(Dtype dtype, int64_t channels, int64_t tasks, const Count& rows, const double* partial,
+                       const BatchStats& stats) {
+  std::vector<double> mean(static_cast<size_t>(channels)), m2(static_cast<size_t>(channels));
   double count = 0;
-  for (int64_t task = 0; task < row_tasks(plan); ++task) {
-    const int64_t block = task / t_blocks % p_blocks, t0 = task % t_blocks * b.t_block;
-    const int64_t rows = plan.p / p_blocks + (block < plan.p % p_blocks);
-    const double added = static_cast<double>(rows * std::min(b.t_block, plan.t - t0)), total = count + added;
-    const double* task_mean = partial + task * 2 * plan.k;
-    for (int64_t k = 0; k < plan.k; ++k) {
+  for (int64_t task = 0; task < tasks; ++task) {
+    const double added = static_cast<double>(rows(task)), total = count + added;
+    const double* task_mean = partial + task * 2 * channels;
+    for (int64_t k = 0; k < channels; ++k) {
       const double delta = task_mean[k] - mean[static_cast<size_t>(k)];
       mean[static_cast<size_t>(k)] += delta * (added / total);
-      m2[static_cast<size_t>(k)] += task_mean[plan.k + k] + delta * delta * (count * added / total);
+      m2[static_cast<size_t>(k)] += task_mean[channels + k] + delta * delta * (count * added / total);
     }
     count = total;
   }
   // Without rows the statistics are 0, and nothing is normalised with them.
-  with_accumulation(plan.dtype, [&](auto zero) {
+  with_accumulation(dtype, [&](auto zero) {
     using A = decltype(zero);
-    for (int64_t k = 0; k < plan.k; ++k) {
+    for (int64_t k = 0; k < channels; ++k) {
       const double m = m2[static_cast<size_t>(k)];
       static_cast<A*>(stats.mean)[k] = static_cast<A>(mean[static_cast<size_t>(k)]);
       static_cast<A*>(stats.invstd)[k] = static_cast<A>(1 / std::sqrt(m / std::max(count, 1.0) + stats.eps));
@@ -231,6 +229,20 @@ PaddedVector normalising_factor(Dtype dtype, int64_t k, const void* gamma, const
   });
   return factor;
 }
+
+// The padded vectors of a PoolPlan that normalises, and that plan while they live.
+struct PoolVectors {
+  PaddedVector mean, factor, beta;
+
+  explicit PoolVectors(const NormalisePool& args)
+      : mean(args.pool.dtype, args.pool.c, args.mean, 0),
+        factor(normalising_factor(args.pool.dtype, args.pool.c, args.gamma, args.invstd)),
+        beta(args.pool.dtype, args.pool.c, args.beta, 0) {}
+
+  PoolPlan plan(const NormalisePool& args) const {
+    return {args.pool, mean.get(), factor.get(), beta.get(), args.relu};
+  }
+};
 
 // The vectors of a normalised Source (plan.h); they live as long as the gradient is read.
 struct NormalisedGradient {
@@ -252,6 +264,35 @@ struct NormalisedGradient {
   }
 };
 
+// The tasks' sums, [2][k] each, added in order.
+std::vector<double> add_sums(const double* partial, int64_t tasks, int64_t k) {
+  std::vector<double> sums(static_cast<size_t>(2 * k));
+  for (int64_t task = 0; task < tasks; ++task)
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] += partial[static_cast<size_t>(task) * sums.size() + i];
+  return sums;
+}
+
+// What the sums of g and of g * (raw - mean) over `count` rows, one after the other, say of BatchNorm's backward:
+// draw = factor * (g - mean(g) - xhat * mean(g * xhat)) = factor * g + slope * (raw - mean) + offset, with xhat =
+// (raw - mean) * invstd. dscale and dshift may be nullptr.
+void finish_sums(Dtype dtype, const std::vector<double>& sums, int64_t count, const void* invstds,
+                 const PaddedVector& factors, const PaddedVector& slope, const PaddedVector& offset, void* dscale,
+                 void* dshift) {
+  const size_t channels = sums.size() / 2;
+  const double rows = static_cast<double>(count);
+  with_accumulation(dtype, [&](auto zero) {
+    using A = decltype(zero);
+    for (size_t k = 0; k < channels; ++k) {
+      const double sum = sums[k], product = sums[channels + k];
+      const double invstd = static_cast<const A*>(invstds)[k], factor = factors.get<A>()[k];
+      if (dshift) static_cast<A*>(dshift)[k] = static_cast<A>(sum);
+      if (dscale) static_cast<A*>(dscale)[k] = static_cast<A>(product * invstd);
+      slope.get<A>()[k] = static_cast<A>(-factor * invstd * invstd * product / rows);
+      offset.get<A>()[k] = static_cast<A>(-factor * sum / rows);
+    }
+  });
+}
+
 // Per channel the sums of g and of g * (raw - mean) over all rows, in double; writes dresidual on the way.
 std::vector<double> gradient_sums(const ConvBackward& args, const Source& gradient) {
   const ConvShape& s = args.shape;
@@ -259,10 +300,7 @@ std::vector<double> gradient_sums(const ConvBackward& args, const Source& gradie
   const Buffer partial(static_cast<size_t>(tasks * 2 * s.k) * sizeof(double));
   const SumsPlan plan{args.dtype, s.n, s.t_out, s.p, s.k, gradient, partial.get<double>(), args.dresidual};
   parallel(tasks, [&](int64_t begin, int64_t end) { kernels().sums(plan, begin, end); });
-  std::vector<double> sums(static_cast<size_t>(2 * s.k));
-  for (int64_t task = 0; task < tasks; ++task)
-    for (size_t i = 0; i < sums.size(); ++i) sums[i] += plan.sums[static_cast<size_t>(task) * sums.size() + i];
-  return sums;
+  return add_sums(plan.sums, tasks, s.k);
 }
 
 void dgrad(const ConvBackward& args, const Source& gradient) {
@@ -365,7 +403,21 @@ void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
   const Buffer partial(static_cast<size_t>(row_tasks(plan) * 2 * plan.k) * sizeof(double));
   plan.statistics = partial.get<double>();
   run_conv(plan, forward_weight(args));
-  finish_statistics(plan, partial.get<double>(), stats);
+  const int64_t p_blocks = ceil_div(plan.p, plan.blocking.p_block), t_blocks = ceil_div(plan.t, plan.blocking.t_block);
+  const auto rows = [&](int64_t task) {
+    const int64_t block = task / t_blocks % p_blocks, t0 = task % t_blocks * plan.blocking.t_block;
+    return (plan.p / p_blocks + (block < plan.p % p_blocks)) * std::min(plan.blocking.t_block, plan.t - t0);
+  };
+  finish_statistics(args.dtype, plan.k, row_tasks(plan), rows, partial.get<double>(), stats);
+}
+
+void Cpu::statistics(const RowStatistics& args) {
+  const int64_t blocks = ceil_div(args.p, row_block), tasks = args.n * args.t * blocks;
+  const Buffer partial(static_cast<size_t>(tasks * 2 * args.k) * sizeof(double));
+  const MomentsPlan plan{args.dtype, args.n, args.t, args.p, args.k, args.raw, partial.get<double>()};
+  parallel(tasks, [&](int64_t begin, int64_t end) { kernels().moments(plan, begin, end); });
+  const auto rows = [&](int64_t task) { return std::min(row_block, args.p - task % blocks * row_block); };
+  finish_statistics(args.dtype, args.k, tasks, rows, plan.moments, args.stats);
 }
 
 void Cpu::normalise(const Normalise& args) {
@@ -394,20 +446,15 @@ void Cpu::backward(const ConvBackward& args) {
   }
   if (args.dshift || args.dresidual.data || (bn && (products || args.dscale))) {
     const std::vector<double> sums = gradient_sums(args, gradient);
-    with_accumulation(args.dtype, [&](auto zero) {
-      using A = decltype(zero);
-      const double count = static_cast<double>(s.n * s.t_out * s.p);
-      for (int64_t k = 0; k < s.k; ++k) {
-        const double sum = sums[static_cast<size_t>(k)], product = sums[static_cast<size_t>(s.k + k)];
-        if (args.dshift) static_cast<A*>(args.dshift)[k] = static_cast<A>(sum);
-        if (!bn) continue;
-        // dconv = factor * (g - mean(g) - xhat * mean(g * xhat)), xhat = (raw - mean) * invstd
-        const double invstd = static_cast<const A*>(args.bn.invstd)[k], factor = normalised->factor.get<A>()[k];
-        if (args.dscale) static_cast<A*>(args.dscale)[k] = static_cast<A>(product * invstd);
-        normalised->slope.get<A>()[k] = static_cast<A>(-factor * invstd * invstd * product / count);
-        normalised->offset.get<A>()[k] = static_cast<A>(-factor * sum / count);
-      }
-    });
+    if (bn)
+      finish_sums(args.dtype, sums, s.n * s.t_out * s.p, args.bn.invstd, normalised->factor, normalised->slope,
+                  normalised->offset, args.dscale, args.dshift);
+    else if (args.dshift)
+      with_accumulation(args.dtype, [&](auto zero) {
+        using A = decltype(zero);
+        for (int64_t k = 0; k < s.k; ++k)
+          static_cast<A*>(args.dshift)[k] = static_cast<A>(sums[static_cast<size_t>(k)]);
+      });
   }
   if (args.dx.data) dgrad(args, gradient);
   if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);
@@ -430,7 +477,32 @@ void Cpu::copy(const CopyRows& args) {
 }
 
 void Cpu::max_pool(const MaxPool& args) {
-  parallel(args.n * args.t * args.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(args, begin, end); });
+  const PoolPlan plan{args, nullptr, nullptr, nullptr, false};
+  parallel(args.n * args.t * args.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(plan, begin, end); });
+}
+
+void Cpu::normalise_pool(const NormalisePool& args) {
+  const MaxPool& pool = args.pool;
+  const PoolVectors vectors(args);
+  const PoolPlan plan = vectors.plan(args);
+  parallel(pool.n * pool.t * pool.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(plan, begin, end); });
+}
+
+void Cpu::normalise_pool_backward(const NormalisePoolBackward& args) {
+  const MaxPool& pool = args.forward.pool;
+  const int64_t frames = pool.n * pool.t, tasks = frames * pool.h_out;
+  const PoolVectors vectors(args.forward);
+  const Buffer partial(static_cast<size_t>(tasks * 2 * pool.c) * sizeof(double));
+  // The last places are read as a whole vector.
+  const Buffer place(static_cast<size_t>(tasks * pool.w_out * pool.c + vector_pad));
+  const PoolSumsPlan windows{vectors.plan(args.forward), args.grad, place.get<uint8_t>(), partial.get<double>()};
+  parallel(tasks, [&](int64_t begin, int64_t end) { kernels().pool_sums(windows, begin, end); });
+  const PaddedVector slope(pool.dtype, pool.c, nullptr, 0), offset(pool.dtype, pool.c, nullptr, 0);
+  finish_sums(pool.dtype, add_sums(windows.sums, tasks, pool.c), frames * pool.h_in * pool.w_in, args.forward.invstd,
+              vectors.factor, slope, offset, args.dgamma, args.dbeta);
+  if (!args.dx.data) return;
+  const PoolGradientPlan plan{windows.forward, args.grad, windows.place, slope.get(), offset.get(), args.dx};
+  parallel(frames * pool.h_in, [&](int64_t begin, int64_t end) { kernels().pool_gradient(plan, begin, end); });
 }
 
 void Cpu::pack_pathways(const PackPathways& args) {

@@ -126,6 +126,41 @@ struct SumsPlan {
   OutRows dresidual;
 };
 
+// Per task [mean, M2][k] of its rows.
+struct MomentsPlan {
+  Dtype dtype;
+  int64_t n, t, p, k;
+  Rows raw;
+  double* moments;
+};
+
+// max_pool of x as it is, or where there is a factor, of act((x - mean) * factor + beta). Tasks: rows of the result's
+// images.
+struct PoolPlan {
+  MaxPool pool;
+  const void *mean, *factor, *beta;  // padded
+  bool relu;
+};
+
+// The windows' part in the backward of PoolPlan. Tasks as there.
+struct PoolSumsPlan {
+  PoolPlan forward;
+  Rows grad;
+  uint8_t* place;  // of the maximum, [n][t][h_out][w_out][c]: row by row in its window, or none
+  double* sums;    // as in SumsPlan
+  static constexpr uint8_t none = most_window;
+};
+
+// dx = factor * (the sum of grad over the windows whose maximum is here) + slope * (x - mean) + offset. Tasks: rows of
+// images of x.
+struct PoolGradientPlan {
+  PoolPlan forward;
+  Rows grad;
+  const uint8_t* place;
+  const void *slope, *offset;  // padded
+  OutRows dx;
+};
+
 struct TileShape {
   int64_t rows, panel;
 };
@@ -145,7 +180,10 @@ struct Kernels {
   void (*bottleneck)(const BottleneckPlan&, int64_t, int64_t, void* scratch);
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
-  void (*max_pool)(const MaxPool&, int64_t, int64_t);            // tasks: rows of the result's images
+  void (*moments)(const MomentsPlan&, int64_t, int64_t);
+  void (*max_pool)(const PoolPlan&, int64_t, int64_t);
+  void (*pool_sums)(const PoolSumsPlan&, int64_t, int64_t);
+  void (*pool_gradient)(const PoolGradientPlan&, int64_t, int64_t);
   void (*pack_pathways)(const PackPathways&, int64_t, int64_t);  // tasks: rows of pixels of every frame
 };
 

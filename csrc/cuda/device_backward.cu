@@ -8,4 +8,9 @@ void Cuda::backward(const ConvBackward& args) {
   cuda::backward(queue, args);
 }
 
+void Cuda::normalise_pool_backward(const NormalisePoolBackward& args) {
+  cuda::Queue queue(device_);
+  cuda::normalise_pool_backward(queue, args);
+}
+
 }  // namespace slowfast_fast

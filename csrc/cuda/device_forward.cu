@@ -28,6 +28,16 @@ void Cuda::pack_pathways(const PackPathways& args) {
   cuda::pack_pathways(queue, args);
 }
 
+void Cuda::statistics(const RowStatistics& args) {
+  cuda::Queue queue(device_);
+  cuda::statistics(queue, args);
+}
+
+void Cuda::normalise_pool(const NormalisePool& args) {
+  cuda::Queue queue(device_);
+  cuda::normalise_pool(queue, args);
+}
+
 void Cuda::forward_stats(const ConvForward& args, const BatchStats& stats) {
   cuda::Queue queue(device_);
   cuda::forward(queue, args, &stats);

@@ -73,7 +73,7 @@ __device__ void form_gradient(const ConvBackward& args, const ChannelGradient (&
 template <class T>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
     output_gradient(ConvBackward args, RowPlan plan, const float* sum, const float* sum_xhat, OutRows out) {
-  const int64_t channel = plan.channel<T>();
+  const int64_t channel = plan.channel();
   if (channel >= args.shape.k) return;
   ChannelGradient channels[Pack<T>::kSize];
   for (int e = 0; e < Pack<T>::kSize; ++e) channels[e] = ChannelGradient::of(args, sum, sum_xhat, channel + e);
@@ -104,7 +104,7 @@ ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const 
   if (!gradient_changes(args)) return args;
   const OutRows gradient = gradient_workspace<T>(queue, args.shape);
   const RowPlan rows = gradient_plan<T>(args);
-  queue.launch(output_gradient<T>, row_launch<T>(rows, 0), args, rows, sum, sum_xhat, gradient);
+  queue.launch(output_gradient<T>, row_launch(rows, 0), args, rows, sum, sum_xhat, gradient);
   return with_gradient(args, as_input(gradient));
 }
 

@@ -170,6 +170,22 @@ void pack_pathways(Queue& queue, const PackPathways& args) {
 }
 
 template <class Queue>
+void statistics(Queue& queue, const RowStatistics& args) {
+  with_type(args.dtype, [&](auto type) { statistics_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void normalise_pool(Queue& queue, const NormalisePool& args) {
+  with_type(args.pool.dtype, [&](auto type) { normalise_pool_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
+void normalise_pool_backward(Queue& queue, const NormalisePoolBackward& args) {
+  with_type(args.forward.pool.dtype,
+            [&](auto type) { normalise_pool_backward_as<typename decltype(type)::type>(queue, args); });
+}
+
+template <class Queue>
 void backward(Queue& queue, const ConvBackward& args) {
   with_type(args.dtype, [&](auto type) { backward_as<typename decltype(type)::type>(queue, args); });
 }

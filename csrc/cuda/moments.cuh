@@ -26,25 +26,25 @@ struct Moments {
 
 // Those of a thread's channels, value by value as Welford (1962). The count is kept once for all of them: two registers
 // for a channel, where sums of deviations from a pivot take three.
-template <int channels>
+template <int channels, class Acc = float>
 class RunningMoments {
  public:
   template <class T>
   __device__ void add(const T (&values)[channels]) {
     count_ += 1;
-    const float share = 1 / count_;
+    const Acc share = 1 / count_;
 #pragma unroll
     for (int c = 0; c < channels; ++c) {
-      const float delta = float(values[c]) - mean_[c];
+      const Acc delta = Acc(values[c]) - mean_[c];
       mean_[c] = fma(delta, share, mean_[c]);
-      m2_[c] = fma(delta, float(values[c]) - mean_[c], m2_[c]);
+      m2_[c] = fma(delta, Acc(values[c]) - mean_[c], m2_[c]);
     }
   }
 
-  __device__ Moments<float> of(int channel) const { return {count_, mean_[channel], m2_[channel]}; }
+  __device__ Moments<Acc> of(int channel) const { return {count_, mean_[channel], m2_[channel]}; }
 
  private:
-  float count_ = 0, mean_[channels] = {}, m2_[channels] = {};
+  Acc count_ = 0, mean_[channels] = {}, m2_[channels] = {};
 };
 
 // The channel and the row lane of a thread.
@@ -145,25 +145,26 @@ __global__ void __launch_bounds__(kMergeThreads) sum_chunks(MergePlan plan, Chun
     (blockIdx.y == 0 ? first.to : second.to)[plan.channel()] = sum;
 }
 
-// The statistics of the batch from those of its chunks. Without any row the mean and the variances are 0.
+// The statistics of the batch from those of its chunks, whose means may be distances from `pivot`. Without any row the
+// mean and the variances are 0.
 template <class Acc>
 __global__ void __launch_bounds__(kMergeThreads)
-    merge_statistics(MergePlan plan, const Moments<Acc>* partial, int64_t rows, BatchStats out) {
+    merge_statistics(MergePlan plan, const Moments<Acc>* partial, const Acc* pivot, int64_t rows, BatchStats out) {
   const auto batch = fold_chunks(plan, partial, [](Moments<Acc>& a, const Moments<Acc>& b) { a.merge(b); });
   const int64_t k = plan.channel();
   if (plan.lane() != 0 || k >= plan.channels) return;
   const Acc biased = rows ? batch.m2 / Acc(rows) : Acc(0);
-  static_cast<Acc*>(out.mean)[k] = batch.mean;
+  static_cast<Acc*>(out.mean)[k] = pivot && rows ? pivot[k] + batch.mean : batch.mean;
   static_cast<Acc*>(out.invstd)[k] = Acc(1) / sqrt(biased + Acc(out.eps));
   static_cast<Acc*>(out.unbiased_var)[k] = rows ? batch.m2 / Acc(rows - 1) : Acc(0);
 }
 
 template <class Acc, class Queue>
 void launch_merge_statistics(Queue& queue, const Moments<Acc>* partial, int64_t chunks, int64_t channels, int64_t rows,
-                             const BatchStats& out) {
+                             const BatchStats& out, const Acc* pivot = nullptr) {
   const MergePlan plan = merge_plan(chunks, channels);
-  queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, rows,
-               out);
+  queue.launch(merge_statistics<Acc>, merge_launch(plan, 1, sizeof(BlockValues<Moments<Acc>>)), plan, partial, pivot,
+               rows, out);
 }
 
 }  // namespace slowfast_fast::cuda

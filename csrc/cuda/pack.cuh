@@ -49,6 +49,19 @@ __device__ void store_values(const T (&from)[count], T* to) {
   }
 }
 
+// The same for a pack of one channel too.
+template <class T, int kPack>
+__device__ void load_pack(T (&to)[kPack], const T* from) {
+  if constexpr (kPack == 1) to[0] = *from;
+  else load_values(to, from);
+}
+
+template <class T, int kPack>
+__device__ void store_pack(const T (&from)[kPack], T* to) {
+  if constexpr (kPack == 1) *to = from[0];
+  else store_values(from, to);
+}
+
 // Why rows of this many channels cannot be read in packs; nullptr if they can.
 template <class T, class... Tensors>
 const char* why_not_packs(int64_t channels, const Tensors&... tensors) {
@@ -59,6 +72,20 @@ const char* why_not_packs(int64_t channels, const Tensors&... tensors) {
   if (channels % Pack<T>::kSize != 0) return "the channels are no multiple of 16 bytes";
   if (!(aligned(tensors) && ...)) return "a tensor's rows do not start at multiples of 16 bytes";
   return nullptr;
+}
+
+template <int size>
+struct Size {
+  static constexpr int kSize = size;
+};
+
+// Calls f with the Size of the packs in which the tensors can be read: 16 bytes, or one channel. Nobody asks for speed
+// in float64, which no GPU backend takes.
+template <class T, class F, class... Tensors>
+void with_pack(F&& f, int64_t channels, const Tensors&... tensors) {
+  if constexpr (!std::is_same_v<T, double>)
+    if (!why_not_packs<T>(channels, tensors...)) return f(Size<Pack<T>::kSize>{});
+  f(Size<1>{});
 }
 
 }  // namespace slowfast_fast::cuda

@@ -41,12 +41,11 @@ struct RowPlan {
   Runs runs;
   Chunks chunks;
   int64_t channels;
+  int pack;          // channels of a thread
   int packs, lanes;  // of a block: threads along a row, and rows at a time
 
-  template <class T>
-  __device__ int64_t channel() const {
-    return (int64_t(blockIdx.y) * packs + threadIdx.x % packs) * Pack<T>::kSize;
-  }
+  __device__ int64_t channel() const { return (int64_t(blockIdx.y) * packs + threadIdx.x % packs) * pack; }
+  __device__ int lane() const { return threadIdx.x / packs; }
 
   // Calls body(first, rows) for the rows of this thread, `loads` of them at a time: first, first + lanes, ... as far as
   // `rows` of them are left in the run.
@@ -57,7 +56,7 @@ struct RowPlan {
       const int64_t run = runs.count == 1 ? 0 : row / runs.rows;
       const int64_t base = run * runs.rows, stop = (end < base + runs.rows ? end : base + runs.rows) - base;
       Position at = runs.start(run);
-      for (at.p = row - base + threadIdx.x / packs; at.p < stop; at.p += loads * lanes) body(at, stop - at.p);
+      for (at.p = row - base + lane(); at.p < stop; at.p += loads * lanes) body(at, stop - at.p);
       row = base + stop;
     }
   }
@@ -82,38 +81,35 @@ struct RowPlan {
   }
 };
 
-template <class T>
-RowPlan row_plan(const Runs& runs, int64_t channels, int loads, int64_t most_chunks) {
-  const int64_t all = channels / Pack<T>::kSize, packs = ceil_div(all, ceil_div(all, kRowThreads));
+inline RowPlan row_plan(int pack, const Runs& runs, int64_t channels, int loads, int64_t most_chunks) {
+  const int64_t all = channels / pack, packs = ceil_div(all, ceil_div(all, kRowThreads));
   const int64_t lanes = kRowThreads / packs;
-  return {runs, cut(runs.rows * runs.count, lanes * loads, most_chunks), channels, int(packs), int(lanes)};
+  return {runs, cut(runs.rows * runs.count, lanes * loads, most_chunks), channels, pack, int(packs), int(lanes)};
 }
 
-template <class T>
-Launch row_launch(const RowPlan& plan, size_t shared_bytes) {
-  const int64_t groups = ceil_div(plan.channels, plan.packs * Pack<T>::kSize);
+inline Launch row_launch(const RowPlan& plan, size_t shared_bytes) {
+  const int64_t groups = ceil_div(plan.channels, plan.packs * plan.pack);
   return {dim3(unsigned(plan.chunks.count), unsigned(groups)), unsigned(plan.packs * plan.lanes), shared_bytes};
 }
 
 // BatchNorm of a pack's channels. BN as in ChannelNorm.
-template <class T>
+template <class Acc, int size>
 struct PackNorm {
-  using Acc = Accumulator<T>;
-  ChannelNorm<Acc> of[Pack<T>::kSize];
+  ChannelNorm<Acc> of[size];
 
   template <class BN>
   __device__ void read(const BN& bn, int64_t channel) {
 #pragma unroll
-    for (int e = 0; e < Pack<T>::kSize; ++e) of[e] = ChannelNorm<Acc>::of(bn, channel + e);
+    for (int e = 0; e < size; ++e) of[e] = ChannelNorm<Acc>::of(bn, channel + e);
   }
 };
 
 template <class T>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) normalise_rows(Normalise args, RowPlan plan) {
   using Acc = Accumulator<T>;
-  const int64_t channel = plan.channel<T>();
+  const int64_t channel = plan.channel();
   if (channel >= args.k) return;
-  PackNorm<T> norm;
+  PackNorm<Acc, Pack<T>::kSize> norm;
   norm.read(args, channel);
   plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
     Pack<T> value[kRowLoads], residual[kRowLoads];
@@ -135,7 +131,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) normalise_rows(N
 
 template <class T>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM) copy_rows(CopyRows args, RowPlan plan) {
-  const int64_t channel = plan.channel<T>();
+  const int64_t channel = plan.channel();
   if (channel >= args.c) return;
   plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
     Pack<T> value[kRowLoads];
@@ -153,17 +149,27 @@ struct PackSums {
   }
 };
 
+// Leaves a block's sum of the threads' values, (chunks, channels), unless nobody wants it. Every thread takes part.
+template <class Acc, int size>
+__device__ void leave_sums(const RowPlan& plan, int64_t channel, bool inside, const PackSums<Acc, size>& value,
+                           Acc* where) {
+  if (!where) return;
+  const auto total = fold_threads(plan.packs * plan.lanes, plan.packs, value, Add());
+  if (int(threadIdx.x) >= plan.packs || !inside) return;
+  for (int e = 0; e < size; ++e) where[int64_t(blockIdx.x) * plan.channels + channel + e] = total.of[e];
+}
+
 // As gradient_sums of backward.cuh. The xhat of a row is the gradient's factor in the second sum, and gives the mask.
 template <class T, bool kBatchNorm>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
     gradient_sum_rows(ConvBackward args, RowPlan plan, Accumulator<T>* partial, Accumulator<T>* partial_xhat) {
   using Acc = Accumulator<T>;
   constexpr int kSize = Pack<T>::kSize;
-  const int64_t channel = plan.channel<T>();
+  const int64_t channel = plan.channel();
   const bool inside = channel < args.shape.k;
   PackSums<Acc, kSize> sum, sum_xhat;
   if (inside) {
-    PackNorm<T> norm;
+    PackNorm<Acc, kSize> norm;
     if constexpr (kBatchNorm) norm.read(args.bn, channel);
     const bool masks_by_residual = kBatchNorm && args.relu && args.bn.residual.data;
     plan.walk<kGradientLoads>([&](const Position& at, int64_t left) {
@@ -189,14 +195,46 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
       if (args.dresidual.data) plan.store(grad, args.dresidual, at, left, channel);
     });
   }
-  const auto leave = [&](const PackSums<Acc, kSize>& value, Acc* where) {
-    if (!where) return;
-    const auto total = fold_threads(plan.packs * plan.lanes, plan.packs, value, Add());
-    if (int(threadIdx.x) >= plan.packs || !inside) return;
-    for (int e = 0; e < kSize; ++e) where[int64_t(blockIdx.x) * args.shape.k + channel + e] = total.of[e];
-  };
-  leave(sum, partial);
-  leave(sum_xhat, partial_xhat);
+  leave_sums(plan, channel, inside, sum, partial);
+  leave_sums(plan, channel, inside, sum_xhat, partial_xhat);
+}
+
+// The moments of a chunk's rows, (chunks, channels), with means as distances from the first row, which is left in
+// `pivot`: far from zero a mean in Acc would have lost what the chunks differ by.
+template <class T, int kPack>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
+    statistic_rows(RowStatistics args, RowPlan plan, Moments<Accumulator<T>>* partial, Accumulator<T>* pivot) {
+  using Acc = Accumulator<T>;
+  const int64_t channel = plan.channel();
+  const bool inside = channel < args.k;
+  RunningMoments<kPack, Acc> moments;
+  if (inside) {
+    T first[kPack];
+    load_pack(first, row_at<T>(args.raw, {0, 0, 0}) + channel);
+    if (blockIdx.x == 0 && plan.lane() == 0)
+      for (int e = 0; e < kPack; ++e) pivot[channel + e] = Acc(first[e]);
+    plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
+      T value[kRowLoads][kPack];
+      const T* row = row_at<T>(args.raw, at) + channel;
+#pragma unroll
+      for (int i = 0; i < kRowLoads; ++i)
+        if (i * plan.lanes < left) load_pack(value[i], row + i * plan.lanes * args.raw.stride_p);
+#pragma unroll
+      for (int i = 0; i < kRowLoads; ++i) {
+        if (i * plan.lanes >= left) break;
+        Acc distance[kPack];
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) distance[e] = Acc(value[i][e]) - Acc(first[e]);
+        moments.add(distance);
+      }
+    });
+  }
+#pragma unroll
+  for (int e = 0; e < kPack; ++e) {
+    const auto total = fold_threads(plan.packs * plan.lanes, plan.packs, moments.of(e),
+                                    [](Moments<Acc>& a, const Moments<Acc>& b) { a.merge(b); });
+    if (int(threadIdx.x) < plan.packs && inside) partial[int64_t(blockIdx.x) * args.k + channel + e] = total;
+  }
 }
 
 // Whether the kernels of this file take a primitive: nullptr, or why they do not.
@@ -217,24 +255,42 @@ const char* why_not_rows(const ConvBackward& args) {
 }
 
 template <class T, class Queue>
+void statistics_as(Queue& queue, const RowStatistics& args) {
+  using Acc = Accumulator<T>;
+  const Runs runs = runs_of(args.n, args.t, args.p, args.raw);
+  with_pack<T>(
+      [&](auto size) {
+        constexpr int kPack = decltype(size)::kSize;
+        const RowPlan plan = row_plan(kPack, runs, args.k, kRowLoads, kMostPartials);
+        auto* partial = queue.template workspace<Moments<Acc>>(plan.chunks.count * args.k);
+        auto* pivot = queue.template workspace<Acc>(args.k);
+        if (plan.chunks.count > 0)
+          queue.launch(statistic_rows<T, kPack>, row_launch(plan, sizeof(BlockValues<Moments<Acc>>)), args, plan,
+                       partial, pivot);
+        launch_merge_statistics(queue, partial, plan.chunks.count, args.k, args.n * args.t * args.p, args.stats, pivot);
+      },
+      args.k, args.raw);
+}
+
+template <class T, class Queue>
 void launch_rows(Queue& queue, const Normalise& args) {
   const Runs runs = runs_of(args.n, args.t, args.p, args.raw, args.residual, args.y);
-  const RowPlan plan = row_plan<T>(runs, args.k, kRowLoads, kMostRowBlocks);
-  queue.launch(normalise_rows<T>, row_launch<T>(plan, 0), args, plan);
+  const RowPlan plan = row_plan(Pack<T>::kSize, runs, args.k, kRowLoads, kMostRowBlocks);
+  queue.launch(normalise_rows<T>, row_launch(plan, 0), args, plan);
 }
 
 template <class T, class Queue>
 void launch_rows(Queue& queue, const CopyRows& args) {
   const Runs runs = runs_of(args.n, args.t, args.p, args.from, args.to);
-  const RowPlan plan = row_plan<T>(runs, args.c, kRowLoads, kMostRowBlocks);
-  queue.launch(copy_rows<T>, row_launch<T>(plan, 0), args, plan);
+  const RowPlan plan = row_plan(Pack<T>::kSize, runs, args.c, kRowLoads, kMostRowBlocks);
+  queue.launch(copy_rows<T>, row_launch(plan, 0), args, plan);
 }
 
 template <class T>
 RowPlan gradient_plan(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   const Runs runs = runs_of(s.n, s.t_out, s.p, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual);
-  return row_plan<T>(runs, s.k, kGradientLoads, kMostPartials);
+  return row_plan(Pack<T>::kSize, runs, s.k, kGradientLoads, kMostPartials);
 }
 
 template <class T, class Queue>
@@ -242,7 +298,7 @@ void launch_gradient_rows(Queue& queue, const ConvBackward& args, const RowPlan&
                           Accumulator<T>* partial_xhat) {
   const auto kernel = args.bn.raw.data ? gradient_sum_rows<T, true> : gradient_sum_rows<T, false>;
   const size_t shared_bytes = sizeof(BlockValues<PackSums<Accumulator<T>, Pack<T>::kSize>>);
-  queue.launch(kernel, row_launch<T>(plan, shared_bytes), args, plan, partial, partial_xhat);
+  queue.launch(kernel, row_launch(plan, shared_bytes), args, plan, partial, partial_xhat);
 }
 
 }  // namespace slowfast_fast::cuda

@@ -121,16 +121,25 @@ def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | Non
         return f"{conv.groups} groups"
     if conv.padding_mode != "zeros":
         return f"padding mode {conv.padding_mode}"
-    if norm is not None and not _absent(norm):
-        if type(norm) is not nn.BatchNorm3d:
-            return f"{type(norm).__name__} is not a plain BatchNorm3d"
-        if conv.bias is not None and (norm.training or norm.running_mean is None):
-            return "convolution bias under batch statistics"
+    if conv.bias is not None and type(norm) is nn.BatchNorm3d and (norm.training or norm.running_mean is None):
+        return "convolution bias under batch statistics"
+    return not_plain(conv, norm, act)
+
+
+def not_plain(
+    conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, pool: nn.Module | None = None
+) -> str | None:
+    """Why a convolution, its norm or its activation is another module than the ops know, or one of the four shows to
+    someone that it is called; None where neither is so."""
+    if type(conv) is not nn.Conv3d:
+        return f"{type(conv).__name__} is not a plain Conv3d"
+    if not _absent(norm) and type(norm) is not nn.BatchNorm3d:
+        return f"{type(norm).__name__} is not a plain BatchNorm3d"
     if not _absent(act) and type(act) is not nn.ReLU:
         return f"{type(act).__name__} is not a plain ReLU"
     if has_global_hooks():
         return "process-global module hooks"
-    for module in (conv, norm, act):
+    for module in (conv, norm, act, pool):
         if module is not None and is_observed(module):
             return f"{type(module).__name__} carries hooks, a forward of its own or a compiled call"
     return None

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._layout import as_rows
+from .stem import ResNetBasicStem
+from .units import UNIT, Chain
 
 
 class MultiPathWayWithFuse(nn.Module):
@@ -23,7 +25,7 @@ class MultiPathWayWithFuse(nn.Module):
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         """One (N, C, T, H, W) tensor for each pathway -> the same.
 
-        Pathways are laid out as rows here, once, so that every op behind reads them in place.
+        Pathways are laid out as rows here, once, so that every op behind reads them in place; a stem does it itself.
         """
         if not isinstance(x, (list, tuple)):
             raise TypeError(f"x must be a list with one tensor for each pathway; got {type(x).__name__}")
@@ -34,8 +36,13 @@ class MultiPathWayWithFuse(nn.Module):
             if block is not None:
                 if out[pathway].dim() != 5:
                     raise ValueError(f"x[{pathway}] must be (N, C, T, H, W); got shape {tuple(out[pathway].shape)}")
-                out[pathway] = block(as_rows(out[pathway], f"x[{pathway}]"))
+                out[pathway] = block(out[pathway] if _lays_out(block) else as_rows(out[pathway], f"x[{pathway}]"))
         return out if self.multipathway_fusion is None else self.multipathway_fusion(out)
+
+
+def _lays_out(block: nn.Module) -> bool:
+    """Whether a block decides for itself if its input has to be copied: stems, and those of other libraries."""
+    return isinstance(block, ResNetBasicStem) or isinstance(getattr(type(block), UNIT, None), Chain)
 
 
 class PoolConcatPathway(nn.Module):

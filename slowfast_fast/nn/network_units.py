@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fused import Parts, conv_norm_act_concat, run_step
+from .fused import Parts, conv_norm_act_concat
+from .pooled import run_steps
 from .units import Layer, Unit, open_steps, part, randn, rows, steps_of, stock_class
 
 Stage = tuple[
@@ -112,10 +113,7 @@ class Contiguous(Unit):
 
 
 def _run_all(module: nn.Module, names: Iterable[Layer | str], x: Tensor) -> Tensor:
-    for named in names:
-        for step in steps_of(module, named):
-            x = run_step(step, x)
-    return x
+    return run_steps(x, (step for named in names for step in steps_of(module, named)))
 
 
 def _concat(slow: Tensor, fast: Tensor, lateral: nn.Module) -> Tensor:

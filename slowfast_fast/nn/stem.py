@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ..ops._layout import as_rows
 from .fused import conv_norm_act
+from .pooled import conv_norm_act_pool
 
 
 def create_res_basic_stem(
@@ -58,5 +60,7 @@ class ResNetBasicStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, T, H, W) -> (N, out_channels, T', H', W')."""
-        x = conv_norm_act(x, self.conv, self.norm, self.activation)
-        return x if self.pool is None else self.pool(x)
+        layer = (self.conv, self.norm, self.activation)
+        if self.pool is None:
+            return conv_norm_act(as_rows(x, "x"), *layer)
+        return conv_norm_act_pool(x, *layer, self.pool)

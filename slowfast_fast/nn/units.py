@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops._layout import as_rows
-from .fused import Parts, Step, conv_norm_act, conv_norm_act_concat, has_global_hooks, is_observed, residual, run_step
+from .fused import Parts, Step, conv_norm_act_concat, has_global_hooks, is_observed, residual, run_step
+from .pooled import run_steps
 
 UNIT = "_slowfast_fast_unit"  # the attribute of an accelerated class that holds its unit
 
@@ -105,10 +106,9 @@ class Chain(Unit):
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, K, T', H', W')."""
-        x = rows(x)
-        for layer in self.chain:
-            x = conv_norm_act(x, *layer.parts(module))
-        return _call_each(module, self.then, x)
+        held = [part(module, name) for name in self.then]
+        steps = [*(layer.parts(module) for layer in self.chain), *(step for step in held if step is not None)]
+        return run_steps(x if any(isinstance(step, nn.MaxPool3d) for step in steps) else rows(x), steps)
 
 
 @dataclass(frozen=True, kw_only=True)

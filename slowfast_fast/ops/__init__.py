@@ -1,5 +1,6 @@
 """Fused operators on (N, C, T, H, W) activations in channels_last_3d memory."""
 
+from .batch_norm_max_pool import batch_norm_max_pool
 from .bottleneck import bottleneck
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
@@ -8,6 +9,7 @@ from .temporal_conv import temporal_conv, temporal_conv_bn
 from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 
 __all__ = [
+    "batch_norm_max_pool",
     "bottleneck",
     "lateral_concat",
     "lateral_concat_bn",

@@ -23,14 +23,14 @@ class BatchNorm(NamedTuple):
     eps: float
     training: bool
 
-    def check(self, weight: Tensor, output_shape: tuple[int, ...]) -> None:
-        """Raise ValueError or TypeError for what nn.BatchNorm3d or this package does not take."""
+    def check(self, weight: Tensor, output_shape: tuple[int, ...], name: str = "weight") -> None:
+        """Raise ValueError or TypeError for what nn.BatchNorm3d or this package does not take. ``weight``, called
+        ``name`` in messages, has the channels in its first dimension, and the dtype and device."""
         _checks.flag("training", self.training)
-        _checks.vector("gamma", self.gamma, weight)
-        _checks.vector("beta", self.beta, weight)
-        _checks.running_stats(
-            self.running_mean, self.running_var, self.num_batches_tracked, self.momentum, weight, moves=self.training
-        )
+        _checks.vector("gamma", self.gamma, weight, name)
+        _checks.vector("beta", self.beta, weight, name)
+        moved = (self.running_mean, self.running_var, self.num_batches_tracked, self.momentum)
+        _checks.running_stats(*moved, weight, name, moves=self.training)
         if self.of_batch():
             _checks.batch_statistics(output_shape, self.eps)
         elif self.eps < 0:

@@ -87,8 +87,8 @@ def output_like(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) ->
         raise ValueError(f"{name} must have the shape of the output, {_shape(shape)}; got {_shape(tensor)}")
 
 
-def vector(name: str, tensor: Tensor | None, weight: Tensor) -> None:
-    """None, or one value per output channel in float32 or weight's dtype."""
+def vector(name: str, tensor: Tensor | None, weight: Tensor, of: str = "weight") -> None:
+    """None, or one value per output channel in float32 or the dtype of ``weight``, which messages call ``of``."""
     if tensor is None:
         return
     if not isinstance(tensor, Tensor):
@@ -96,21 +96,28 @@ def vector(name: str, tensor: Tensor | None, weight: Tensor) -> None:
     if tensor.dim() != 1 or tensor.shape[0] != weight.shape[0]:
         raise ValueError(f"{name} must be ({weight.shape[0]},), one value per output channel; got {_shape(tensor)}")
     if tensor.dtype != torch.float32 and tensor.dtype != weight.dtype:
-        raise TypeError(f"{name} must be float32 or of the dtype of weight, {weight.dtype}; got {tensor.dtype}")
+        raise TypeError(f"{name} must be float32 or of the dtype of {of}, {weight.dtype}; got {tensor.dtype}")
     if tensor.device != weight.device:
-        raise ValueError(f"{name} must be on the device of weight, {weight.device}; got {tensor.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {weight.device}; got {tensor.device}")
 
 
 def running_stats(
-    mean: Tensor | None, var: Tensor | None, count: Tensor | None, momentum: float | None, weight: Tensor, moves: bool
+    mean: Tensor | None,
+    var: Tensor | None,
+    count: Tensor | None,
+    momentum: float | None,
+    weight: Tensor,
+    of: str,
+    *,
+    moves: bool,
 ) -> None:
     """Running statistics as nn.BatchNorm3d keeps them: both or none. Where the call ``moves`` them, in place, they
     share one dtype and lie side by side, and a cumulative average has its count."""
     if (mean is None) != (var is None):
         absent = "running_mean" if mean is None else "running_var"
         raise ValueError(f"running_mean and running_var must be given together; got None for {absent}")
-    vector("running_mean", mean, weight)
-    vector("running_var", var, weight)
+    vector("running_mean", mean, weight, of)
+    vector("running_var", var, weight, of)
     if momentum is not None and not isinstance(momentum, (int, float)):
         raise TypeError(f"momentum must be a number or None; got {type(momentum).__name__} {momentum!r}")
     if mean is None or var is None or not moves:

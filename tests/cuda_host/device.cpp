@@ -64,6 +64,21 @@ void CudaHost::pack_pathways(const PackPathways& args) {
   cuda::pack_pathways(queue, args);
 }
 
+void CudaHost::statistics(const RowStatistics& args) {
+  HostQueue queue;
+  cuda::statistics(queue, args);
+}
+
+void CudaHost::normalise_pool(const NormalisePool& args) {
+  HostQueue queue;
+  cuda::normalise_pool(queue, args);
+}
+
+void CudaHost::normalise_pool_backward(const NormalisePoolBackward& args) {
+  HostQueue queue;
+  cuda::normalise_pool_backward(queue, args);
+}
+
 void CudaHost::forward_stats(const ConvForward& args, const BatchStats& stats) {
   HostQueue queue;
   cuda::forward(queue, args, &stats);

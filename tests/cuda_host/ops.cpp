@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "batch_norm_max_pool.h"
 #include "bottleneck.h"
 #include "cuda_host.h"
 #include "device.h"
@@ -16,6 +17,7 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
   slowfast_fast::register_lateral_concat<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_max_pool<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_pack_pathways<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_batch_norm_max_pool<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_bottleneck<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_wide<slowfast_fast::CudaHost>(m);
 }

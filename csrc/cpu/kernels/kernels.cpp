@@ -114,10 +114,29 @@ void sums(const SumsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
-void max_pool(const MaxPool& args, int64_t begin, int64_t end) {
-  with_dtype(args.dtype, [&](auto t) {
+void moments(const MomentsPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    max_pool_rows<T, row_width<T>>(args, begin, end);
+    moments_of_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
+
+void max_pool(const PoolPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.pool.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    max_pool_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
+void pool_sums(const PoolSumsPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.forward.pool.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    pool_sum_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
+void pool_gradient(const PoolGradientPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.forward.pool.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    pool_gradient_rows<T, row_width<T>>(plan, begin, end);
   });
 }
 
@@ -136,8 +155,8 @@ void pack_pathways(const PackPathways& args, int64_t begin, int64_t end) {
 const Kernels& kernels() {
   static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
                                  conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
-                                 bottleneck_scratch, bottleneck, normalise,     sums,         max_pool,
-                                 pack_pathways};
+                                 bottleneck_scratch, bottleneck, normalise,     sums,         moments,
+                                 max_pool,           pool_sums,  pool_gradient, pack_pathways};
   return table;
 }
 

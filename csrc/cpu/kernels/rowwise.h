@@ -67,6 +67,41 @@ void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+// Two passes over the rows of a task, which stay in cache: their mean, then the squares of what deviates from it.
+template <typename T, int W>
+void moments_of_rows(const MomentsPlan& plan, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using V = Vec<A, W>;
+  for_row_blocks(plan, begin, end, [&](int64_t task, int64_t n, int64_t t, int64_t p, int64_t rows) {
+    double *mean = plan.moments + task * 2 * plan.k, *m2 = mean + plan.k;
+    for (int64_t c = 0; c < plan.k; c += W) {
+      const int64_t count = plan.k - c, lanes = count < W ? count : W;
+      const auto at = [&](int64_t i) { return load<W>(row_at<T>(plan.raw, n, t, p + i) + c, count); };
+      // Sums over short runs, which go into sums in double.
+      const auto sum = [&](double* total, auto value) {
+        for (int64_t l = 0; l < lanes; ++l) total[l] = 0;
+        for (int64_t r = 0; r < rows; r += summed_rows) {
+          const int64_t stop = r + summed_rows < rows ? r + summed_rows : rows;
+          V run{};
+          for (int64_t i = r; i < stop; ++i) run += value(at(i));
+          for (int64_t l = 0; l < lanes; ++l) total[l] += run[l];
+        }
+      };
+      double total[W];
+      sum(total, [](V v) { return v; });
+      V pivot{};
+      for (int64_t l = 0; l < lanes; ++l) pivot[l] = A(total[l] / double(rows));
+      double deviation[W], square[W];
+      sum(deviation, [&](V v) { return v - pivot; });
+      sum(square, [&](V v) { return (v - pivot) * (v - pivot); });
+      for (int64_t l = 0; l < lanes; ++l) {
+        mean[c + l] = pivot[l] + deviation[l] / double(rows);
+        m2[c + l] = square[l] - deviation[l] * deviation[l] / double(rows);
+      }
+    }
+  });
+}
+
 // Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
 constexpr int64_t gathered = 16;
 

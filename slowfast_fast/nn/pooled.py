@@ -1,0 +1,83 @@
+"""A stem in training: its convolution by PyTorch, and all that follows as one op, which keeps only its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _triple
+
+from .. import ops
+from ..backend import can_run, forced
+from ..explanation import note, recording
+from ..ops._layout import as_rows
+from ..ops.batch_norm_max_pool import MOST_PLACES
+from .fused import Step, _absent, _batch_norm, conv_norm_act, not_plain, run_step
+
+
+def conv_norm_act_pool(
+    x: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, pool: nn.Module
+) -> Tensor:
+    """``pool(act(norm(conv(x))))``, on ``ops.batch_norm_max_pool`` where that gives the same: then x is not copied
+    even where it is not rows, as it would be kept for the backward beside the one that was given.
+
+    Args:
+        x: (N, C, T, H, W).
+        conv: a plain ``nn.Conv3d`` of any kernel can be fused.
+        norm: a plain ``nn.BatchNorm3d`` that takes the batch's statistics can be fused.
+        act: a plain ``nn.ReLU`` or None can be fused.
+        pool: a plain ``nn.MaxPool3d`` of square windows in H and W can be fused.
+    """
+    reason = not_plain(conv, norm, act, pool) or _not_of_batch(norm) or _not_square(pool) or _not_by_backend(x)
+    if reason is not None:
+        return cast(Tensor, pool(conv_norm_act(as_rows(x, "x"), conv, norm, act)))
+    if recording():
+        note((conv, norm, act, pool), "batch_norm_max_pool", "convolution by PyTorch")
+    plain, statistics = cast(nn.Conv3d, conv), _batch_norm(cast(nn.BatchNorm3d, norm), None)
+    del statistics["training"]
+    _, kernel, _ = _triple(pool.kernel_size)
+    _, stride, _ = _triple(pool.stride)
+    _, padding, _ = _triple(pool.padding)
+    # A weight in channels_last_3d makes PyTorch write rows, whatever the layout of x, which it keeps as it is.
+    weight = plain.weight.contiguous(memory_format=torch.channels_last_3d)
+    raw = plain._conv_forward(x, weight, plain.bias)
+    return ops.batch_norm_max_pool(
+        raw, **statistics, relu=not _absent(act), kernel=int(kernel), stride=int(stride), padding=int(padding)
+    )
+
+
+def run_steps(x: Tensor, steps: Iterable[Step]) -> Tensor:
+    """What a stem is made of, one after the other; a layer and the pool behind it as one."""
+    left = list(steps)
+    while left:
+        step, then = left.pop(0), left[0] if left else None
+        if isinstance(step, tuple) and isinstance(then, nn.MaxPool3d):
+            x = conv_norm_act_pool(x, *step, then)
+            del left[0]
+        else:
+            x = run_step(step, x)
+    return x
+
+
+def _not_by_backend(x: Tensor) -> str | None:
+    return None if forced() == "auto" else can_run(forced(), "batch_norm_max_pool", x)
+
+
+def _not_of_batch(norm: nn.Module | None) -> str | None:
+    if norm is None or _absent(norm):
+        return "no norm"
+    fixed = not norm.training and norm.running_mean is not None
+    return "the statistics are not the batch's" if fixed else None
+
+
+def _not_square(pool: nn.Module) -> str | None:
+    if type(pool) is not nn.MaxPool3d:
+        return f"{type(pool).__name__} is not a plain MaxPool3d"
+    if pool.ceil_mode or pool.return_indices or _triple(pool.dilation) != (1, 1, 1):
+        return "a MaxPool3d with ceil_mode, return_indices or dilation"
+    sizes = [_triple(size) for size in (pool.kernel_size, pool.stride, pool.padding)]
+    if [size[0] for size in sizes] != [1, 1, 0] or any(size[1] != size[2] for size in sizes):
+        return f"a pool of kernel {sizes[0]}, stride {sizes[1]} and padding {sizes[2]}"
+    return f"windows of {sizes[0]}" if sizes[0][1] ** 2 > MOST_PLACES else None
