@@ -14,15 +14,15 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from clips import count_frames, decode, packaged_video, pathways, preprocess, sample_indices
+from sample_clips import packaged_video
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import slowfast_fast
+from slowfast_fast import data
 from slowfast_fast.bench.network import random_state
 from slowfast_fast.reference.slowfast import SlowFast
 
-FRAMES, STRIDE = 32, 2
 TOLERANCE = 1e-5  # relative L2 difference of the logits; float32 rounding alone gives a few 1e-7
 
 
@@ -59,10 +59,10 @@ def main() -> int:
     arguments = parser.parse_args()
 
     video = arguments.video or packaged_video("bikes.mp4")
-    indices = sample_indices(count_frames(video), FRAMES, STRIDE)
-    inputs = pathways([preprocess(decode(video, indices), 256, arguments.crop)])
+    clip = data.UniformViews(clips=1, crops=1, crop=arguments.crop)(video)
+    inputs = data.to_pathways(clip)
     inputs = [pathway.to(arguments.device, memory_format=torch.channels_last_3d) for pathway in inputs]
-    print(f"{video}: {FRAMES} frames from {indices[0]} to {indices[-1]}, inputs {[tuple(x.shape) for x in inputs]}")
+    print(f"{video}: {clip.shape[1]} of the first 64 frames, inputs {[tuple(x.shape) for x in inputs]}")
 
     stock_name, stock = stock_slowfast()
     if arguments.weights is None:

@@ -1,89 +1,336 @@
-"""A training loop on real clips: teach a small SlowFast to tell bikes.mp4 from bigbuckbunny.mp4.
+"""Train a SlowFast network on videos in one folder for each class.
 
-    python examples/train.py
-    python examples/train.py --amp bfloat16 --steps 20
+    python examples/sample_clips.py build/clips
+    python examples/train.py build/clips/train --val build/clips/val --out build/run --depth 18 --width 16 --crop 64 \\
+        --short-side 64 80 --frames 4 --tau 4 --batch 4 --epochs 10 --lr 0.05 --workers 1
+    torchrun --nproc-per-node 8 examples/train.py kinetics/train --val kinetics/val --out runs/r50 --amp bfloat16
 
-Exits with status 1 when the loss has not fallen, or a parameter got no finite gradient.
+The folder OUT gets checkpoint.pt, log.csv and loss.png. A run that was stopped goes on with --resume, after the last
+step that it saved and with the losses that it would have had.
 """
 
-import argparse
-import sys
+from __future__ import annotations
 
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from clips import count_frames, decode, packaged_video, pathways, preprocess, sample_indices
+from logs import Log
+from networks import NetworkOptions, create_network, create_stock
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-import slowfast_fast
+from slowfast_fast import data
 
-VIDEOS = ("bikes.mp4", "bigbuckbunny.mp4")
-FRAMES, STRIDE = 32, 2
-
-
-def load_clips(per_video: int, crop: int) -> tuple[list[Tensor], Tensor]:
-    """Clips spread over both videos as [slow, fast], and the index of the video that each comes from."""
-    clips, labels = [], []
-    for label, name in enumerate(VIDEOS):
-        path = packaged_video(name)
-        total = count_frames(path)
-        for centre in torch.linspace(0, 1, per_video).tolist():
-            indices = sample_indices(total, FRAMES, STRIDE, centre)
-            clips.append(preprocess(decode(path, indices), short_side=crop, crop=crop))
-            labels.append(label)
-    return pathways(clips), torch.tensor(labels)
+PLOT_SECONDS = 60.0  # from one drawing of the log to the next, which takes about half a second
 
 
-def create_network(crop: int) -> nn.Module:
-    """SlowFast 8x8 of depth 18 with two classes, its head's pools as large as this crop leaves the maps."""
-    size = crop // 32
-    pools = ((FRAMES // 4, size, size), (FRAMES, size, size))
-    return slowfast_fast.create_slowfast(
-        model_depth=18, model_num_class=len(VIDEOS), dropout_rate=0.0, head_pool_kernel_sizes=pools
-    )
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, one for each device, as torchrun tells them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="default: %(default)s")
-    parser.add_argument("--clips", type=int, default=2, help="clips of each video (default: %(default)s)")
-    parser.add_argument("--crop", type=int, default=64, help="a multiple of 32 (default: %(default)s)")
-    parser.add_argument("--amp", choices=("bfloat16", "float16"), help="train under autocast to this dtype")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    device, amp = arguments.device, getattr(torch, arguments.amp or "float32")
+@contextmanager
+def joined_world(device: str | None) -> Iterator[World]:
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if kind == "cuda":
+        kind = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(kind)
+    if size > 1:
+        dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    try:
+        yield World(rank, size, torch.device(kind))
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
 
-    torch.manual_seed(arguments.seed)
-    inputs, labels = load_clips(arguments.clips, arguments.crop)
-    inputs = [pathway.to(device, memory_format=torch.channels_last_3d) for pathway in inputs]
-    labels = labels.to(device)
-    network = create_network(arguments.crop).to(device, memory_format=torch.channels_last_3d).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
-    scaler = torch.amp.GradScaler(device, enabled=amp is torch.float16)  # float16 gradients underflow without it
 
-    losses = []
-    for step in tqdm(range(arguments.steps), desc="training", unit="step", delay=1):
-        with torch.autocast(device, amp, enabled=arguments.amp is not None):
-            loss = F.cross_entropy(network(list(inputs)), labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        if step == 0:
-            without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        scaler.step(optimizer)
-        scaler.update()
-        losses.append(loss.item())
-        tqdm.write(f"step {step + 1:3}: loss {losses[-1]:.4f}")
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the network; `train.py --help` explains it."""
 
-    if without:
-        print(f"no finite gradient for {without}", file=sys.stderr)
-        return 1
-    first, last = sum(losses[:3]) / len(losses[:3]), sum(losses[-3:]) / len(losses[-3:])
-    print(f"mean loss of the first three steps {first:.4f}, of the last three {last:.4f}")
-    return 0 if last < first else 1
+    folder: Path
+    val: Path | None
+    out: Path
+    resume: bool
+    stock: bool
+    short_side: tuple[int, int]
+    epochs: int
+    batch: int
+    lr: float
+    warmup: float
+    momentum: float
+    weight_decay: float
+    clip_grad: float | None
+    amp: str | None
+    compiled: bool
+    workers: int
+    save_every: int
+    log_every: int
+    tensorboard: bool | None
+    seed: int
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No decay of norms and biases, which are the parameters of at most one dimension."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Up in a line for ``warmup`` steps, then down by half a cosine (paper, section 4)."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """At once: whoever reads finds the old file or the new one, whenever this process is killed."""
+    partial = path.with_suffix(".part")
+    with open(partial, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class Training:
+    """A run: its network, its data, and where it stands."""
+
+    def __init__(self, world: World, options: Options, network_options: NetworkOptions) -> None:
+        self.world, self.options, self.network_options = world, options, network_options
+        self.step, self.epoch, self.seen = 0, 0, 0  # seen: clips of this epoch, by all processes
+        self._make_data()
+        torch.manual_seed(options.seed)
+        self.network = (create_stock if options.stock else create_network)(network_options)
+        self.network.to(world.device, memory_format=torch.channels_last_3d).train()
+        groups = parameter_groups(self.network, options.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
+        # float16 gradients underflow without it.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "float16")
+        self.checkpoint = options.out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self._restore()
+        self.runner = torch.compile(self.network) if options.compiled else self.network
+        if world.size > 1:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self.runner = nn.parallel.DistributedDataParallel(self.runner, device_ids=devices)
+        self.log = Log(options.out, self.step, options.tensorboard) if world.rank == 0 else None
+        self._sums = torch.zeros(3, device=world.device)  # loss, right answers and clips since the last row of the log
+
+    def _make_data(self) -> None:
+        world, options, network = self.world, self.options, self.network_options
+        read = data.RandomClip(network.sampler, network.crop, options.short_side, fps=network.fps)
+        self.dataset = data.VideoFolder(options.folder, read, seed=options.seed)
+        self.sampler = data.ResumableSampler(
+            self.dataset, num_replicas=world.size, rank=world.rank, seed=options.seed, drop_last=world.size > 1
+        )
+        loading: dict[str, Any] = {"num_workers": options.workers, "pin_memory": world.device.type == "cuda"}
+        self.loader = DataLoader(self.dataset, options.batch, sampler=self.sampler, drop_last=True, **loading)
+        if len(self.loader) == 0:
+            raise click.UsageError(
+                f"--batch: expected at most {len(self.sampler)}, an epoch's clips, got {options.batch}"
+            )
+        self.steps = len(self.loader) * options.epochs
+        self.val_loader = None
+        if options.val is not None:
+            views = data.UniformViews(network.sampler, 1, 1, network.crop, options.short_side[0], fps=network.fps)
+            tested = data.VideoFolder(options.val, views)
+            if tested.classes != self.dataset.classes:
+                raise click.UsageError(f"--val: expected the classes {self.dataset.classes}, got {tested.classes}")
+            own = Subset(tested, range(world.rank, len(tested), world.size))
+            self.val_loader = DataLoader(own, options.batch, **loading)
+
+    def _restore(self) -> None:
+        if not self.options.resume:
+            raise click.UsageError(f"{self.checkpoint} exists: continue with --resume, or choose another --out")
+        saved = torch.load(self.checkpoint, map_location=self.world.device, weights_only=True)
+        wanted = self.network_options.as_dict()
+        for name, value in saved["options"].items():
+            if wanted[name] != value:
+                raise click.UsageError(f"--resume: {self.checkpoint} has {name} = {value}, got {wanted[name]}")
+        self.network.load_state_dict(saved["model_state"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.epoch, self.seen = saved["step"], saved["epoch"], saved["seen"]
+
+    def save(self) -> None:
+        if self.world.rank > 0:
+            return
+        checkpoint = {
+            "model_state": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "seen": self.seen,
+            "options": self.network_options.as_dict(),
+            "classes": self.dataset.classes,
+        }
+        write_checkpoint(self.checkpoint, checkpoint)
+
+    def run(self) -> None:
+        options, first = self.options, self.world.rank == 0
+        self._started, plotted = time.perf_counter(), time.monotonic()
+        with tqdm(total=self.steps, initial=self.step, desc="training", unit="step", disable=not first) as progress:
+            while self.epoch < options.epochs:
+                self.dataset.set_epoch(self.epoch)
+                self.sampler.set_epoch(self.epoch)
+                self.sampler.start = self.seen // self.world.size
+                for frames, labels in self.loader:
+                    self.train_step(frames, labels)
+                    saves = self.step % options.save_every == 0
+                    # A row ends where a checkpoint is written, so that a resumed run has the same rows.
+                    if saves or self.step % options.log_every == 0:
+                        progress.set_postfix(loss=f"{self.write_row():.4f}")
+                    if saves:
+                        self.save()
+                    progress.update()
+                self.epoch, self.seen = self.epoch + 1, 0
+                self.sampler.start = 0
+                if self._sums[2] > 0:
+                    self.write_row()
+                if self.val_loader is not None:
+                    loss, top1 = self.validate()
+                    if first:
+                        progress.write(f"epoch {self.epoch}: validation loss {loss:.4f}, top-1 {top1:.1%}")
+                self.save()
+                if self.log is not None and (self.epoch == options.epochs or time.monotonic() > plotted + PLOT_SECONDS):
+                    self.log.plot()
+                    plotted = time.monotonic()
+
+    def train_step(self, frames: Tensor, labels: Tensor) -> None:
+        """One step, on uint8 (N, T, H, W, 3) and (N,)."""
+        world, options = self.world, self.options
+        # Dropout's numbers, as the clips', follow from the seed and where the run stands; no state of them is saved.
+        torch.manual_seed((options.seed << 40) + self.step * world.size + world.rank)
+        rate = learning_rate(self.step, self.steps, int(options.warmup * self.steps), options.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        labels = labels.to(world.device, non_blocking=True)
+        inputs = self.network_options.inputs(frames.to(world.device, non_blocking=True))
+        with self.autocast():
+            logits = self.runner(inputs)
+            loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if options.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step, self.seen = self.step + 1, self.seen + len(labels) * world.size
+        self._sums += _scores(loss.detach() * len(labels), logits, labels)
+
+    def autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.options.amp or "bfloat16")
+        return torch.autocast(self.world.device.type, dtype, enabled=self.options.amp is not None)
+
+    def write_row(self) -> float:
+        """Logs what the steps since the last row came to, and returns their mean loss."""
+        loss, right, count = self.world.sum(self._sums).tolist()
+        self._sums.zero_()
+        if not math.isfinite(loss):
+            raise click.ClickException(f"the loss is {loss} at step {self.step}; try a lower --lr")
+        self._log(lr=self.optimizer.param_groups[0]["lr"], loss=loss / count, top1=right / count)
+        return loss / count
+
+    def _log(self, **values: float) -> None:
+        if self.log is not None:
+            seconds = time.perf_counter() - self._started
+            self.log.write(step=self.step, epoch=self.epoch, seconds=f"{seconds:.3f}", **values)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Mean loss and top-1 accuracy over one view of each video, with the first process's running statistics."""
+        assert self.val_loader is not None
+        if self.world.size > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+        self.network.eval()
+        sums = torch.zeros(3, device=self.world.device)
+        for views, labels in self.val_loader:
+            labels = labels.to(self.world.device)
+            with self.autocast():
+                logits = self.network(self.network_options.inputs(views.flatten(0, 1).to(self.world.device)))
+            sums += _scores(F.cross_entropy(logits.float(), labels, reduction="sum"), logits, labels)
+        self.network.train()
+        loss, right, count = self.world.sum(sums).tolist()
+        self._log(val_loss=loss / count, val_top1=right / count)
+        return loss / count, right / count
+
+
+def _scores(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """The summed loss, the right answers, and how many answers there are: float32 (3,)."""
+    right = (logits.argmax(1) == labels).sum()
+    return torch.stack([loss.float(), right.float(), torch.full_like(loss, len(labels), dtype=torch.float32)])
+
+
+EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
+@click.argument("folder", type=EXISTING)
+@click.option("--val", type=EXISTING, help="Folder to validate on after every epoch")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run")
+@click.option("--resume", is_flag=True, help="Continue OUT's run, if there is one")
+@click.option("--stock", is_flag=True, help="Train the plain network, from the same initial weights, to compare with")
+@click.option("--model", help="A name of slowfast_fast.models.list_models()  [default: create_slowfast, R50 8x8]")
+@click.option("--depth", type=int, help="Of the model  [default: its own; so are the next four]")
+@click.option("--width", type=int, help="Channels of the slow stem")
+@click.option("--frames", type=int, help="Of the slow pathway (T)")
+@click.option("--tau", type=int, help="Raw frames from one of them to the next")
+@click.option("--alpha", type=int, help="Frames of the fast pathway for each one of the slow")
+@click.option("--crop", default=224, help="Pixels, a multiple of 32")
+@click.option("--short-side", nargs=2, type=int, default=(256, 320), help="Smallest and largest, in pixels")
+@click.option("--fps", type=float, help="Take videos as if at this rate  [default: frames as stored]")
+@click.option("--dropout", default=0.5)
+@click.option("--epochs", default=196)
+@click.option("--batch", default=8, help="Clips of a step, for each process")
+@click.option("--lr", default=0.1, help="The highest")
+@click.option("--warmup", default=0.15, help="Part of the steps in which the learning rate rises")
+@click.option("--momentum", default=0.9)
+@click.option("--weight-decay", default=1e-4, help="Of all but norms and biases")
+@click.option("--clip-grad", type=float, help="Largest norm of the gradient  [default: any]")
+@click.option("--amp", type=click.Choice(["bfloat16", "float16"]), help="Autocast; float16 with a GradScaler")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile")
+@click.option("--device", help="cpu or cuda  [default: GPUs if there are any]")
+@click.option("--workers", default=4, help="Processes that decode, for each process")
+@click.option("--save-every", default=500, help="Steps between checkpoints; there is one after every epoch, too")
+@click.option("--log-every", default=10, help="Steps of a row in the log")
+@click.option("--tensorboard/--no-tensorboard", default=None, help="[default: where it is installed]")
+@click.option("--seed", default=0)
+def main(device: str | None, folder: Path, **given: Any) -> None:
+    """Train a SlowFast network on the videos in FOLDER, which has one folder for each class."""
+    fields = {name: given.pop(name) for name in NetworkOptions.__dataclass_fields__ if name in given}
+    try:
+        network_options = NetworkOptions(classes=sum(path.is_dir() for path in folder.iterdir()), **fields)
+        with joined_world(device) as world:
+            Training(world, Options(folder, **given), network_options).run()
+    except (ValueError, FileNotFoundError) as error:  # wrong options, videos that cannot be read
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

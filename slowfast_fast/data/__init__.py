@@ -6,7 +6,7 @@ everything else needs PyTorch alone.
 
 from .folder import RandomClip, ResumableSampler, UniformViews, VideoFolder
 from .sampling import RULES, ClipSampler, slow_indices
-from .transforms import MEAN, STD, random_crop, random_flip, short_side_scale, spatial_crops, to_pathways
+from .transforms import MEAN, STD, normalise, random_crop, random_flip, short_side_scale, spatial_crops, to_pathways
 from .video import Video, VideoError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Video",
     "VideoError",
     "VideoFolder",
+    "normalise",
     "random_crop",
     "random_flip",
     "short_side_scale",

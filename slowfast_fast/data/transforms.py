@@ -73,6 +73,24 @@ def random_short_side(sides: Sequence[int], generator: torch.Generator | None = 
     return int(torch.randint(sides[0], sides[1] + 1, (), generator=generator))
 
 
+def normalise(
+    frames: Tensor,
+    *,
+    mean: float | Sequence[float] = MEAN,
+    std: float | Sequence[float] = STD,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """uint8 frames (N, T, H, W, 3) -> (N, 3, T, H, W) in channels_last_3d: the input of a network with one pathway.
+
+    Args:
+        mean, std: of pixels in 0..1, one for all channels or one for each.
+        dtype: None: PyTorch's default.
+    """
+    check_frames(frames, 5)
+    shift, scale = (torch.as_tensor(value, device=frames.device, dtype=torch.float32) for value in (mean, std))
+    return ((frames.float() / 255 - shift) / scale).to(dtype or torch.get_default_dtype()).permute(0, 4, 1, 2, 3)
+
+
 def to_pathways(
     frames: Tensor,
     alpha: int = 4,
@@ -85,10 +103,7 @@ def to_pathways(
     """uint8 frames of the fast pathway (N, T, H, W, 3) -> [slow (N, 3, T / alpha, H, W), fast (N, 3, T, H, W)],
     normalised, in channels_last_3d.
 
-    Args:
-        rule: which frames the slow pathway takes, as in ``slow_indices``.
-        mean, std: of pixels in 0..1, one for all channels or one for each.
-        dtype: None: PyTorch's default.
+    ``rule`` says which frames the slow pathway takes, as in ``slow_indices``; the rest is as in ``normalise``.
     """
     check_frames(frames, 5)
     slow_indices(frames.shape[1], alpha, rule)  # for its errors
