@@ -77,8 +77,9 @@ def assert_same_step(fused: nn.Module, stock: nn.Module, x: list[Tensor]) -> Non
 def assert_as_exact_as_stock(
     make: Callable[[], list[Tensor]], dtype: torch.dtype, device: str, training: bool, draws: int = 7
 ) -> None:
-    """Logits and, of a training step, gradients and BatchNorm buffers: in ``dtype`` (half precision by autocast) the
-    fused network is at most twice as far from the stock one in float64 as the stock one in ``dtype``.
+    """Logits and, of a training step, the losses of the clips, gradients and BatchNorm buffers: in ``dtype`` (half
+    precision by autocast) the fused network is at most twice as far from the stock one in float64 as the stock one in
+    ``dtype``.
 
     That is said of the median over several clips and weights: in about one training step of twenty in float32 a
     rounding error flips a ReLU, and moves the gradients by a thousand times of what rounding otherwise does. How
@@ -94,7 +95,10 @@ def assert_as_exact_as_stock(
             with torch.autocast(device, dtype if half else torch.bfloat16, enabled=half):
                 if training:
                     logits = step(model, inputs)
-                    outcomes.append({"logits": logits, "gradients": gradients(model), "statistics": statistics(model)})
+                    labels = torch.arange(len(logits), device=logits.device) % 7
+                    loss = F.cross_entropy(logits.double(), labels, reduction="none")
+                    results = {"logits": logits, "losses": loss, "gradients": gradients(model)}
+                    outcomes.append(results | {"statistics": statistics(model)})
                 else:
                     with torch.no_grad():
                         outcomes.append({"logits": model(inputs)})
