@@ -38,10 +38,10 @@ def shape_class(weight: Tensor, stride: int) -> str:
     """The class of a convolution by what a layer is, whatever the size of a clip: channels, taps, stride."""
     k, c, taps = weight.shape[:3]
     taken = "pointwise" if taps == 1 else "temporal"
-    return f"{_channels(c)}->{_channels(k)} {taken}{' strided' if stride > 1 else ''}"
+    return f"{channel_class(c)}->{channel_class(k)} {taken}{' strided' if stride > 1 else ''}"
 
 
-def _channels(count: int) -> int:
+def channel_class(count: int) -> int:
     # A loop of comparisons: torch.compile guards on the class of a symbolic size, not on the size.
     for limit in CHANNELS:
         if count <= limit:
@@ -115,7 +115,7 @@ def _fastest(s: Situation, able: list[str]) -> tuple[str, str]:
     """Of several backends on a GPU."""
     if s.deterministic and "cuda" in able:
         return "cuda", "deterministic mode: there triton takes tile shapes that nobody timed, cuda computes as always"
-    name, capability = _device(s.ordinal)
+    name, capability = cuda_device(s.ordinal)
     entry = table(name).get(table_key(s.op, s.direction, s.dtype, s.tf32, s.shape))
     if entry in able:
         return str(entry), f"measured fastest for {s.shape} on {name}"
@@ -159,7 +159,7 @@ def table(device_name: str) -> dict[str, str]:
     return _tables[device_name]
 
 
-def _device(ordinal: int | None) -> tuple[str, tuple[int, int]]:
+def cuda_device(ordinal: int | None) -> tuple[str, tuple[int, int]]:
     """Name and compute capability. A fake tensor can be on a device that is not there."""
     if not torch.cuda.is_available():
         return "no device", (0, 0)

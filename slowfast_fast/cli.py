@@ -93,21 +93,38 @@ def models(names: tuple[str, ...], crop: int) -> None:
 @click.option(
     "--dtype", "precisions", multiple=True, help="float16, bfloat16, tf32 or float32; repeatable  [default: all]"
 )
-@click.option("--batch", type=int, default=8, show_default=True, help="Clips")
+@click.option("--batch", type=int, help="Clips  [default: 8; for a frozen network on a CPU: 1]")
 @click.option("--crop", type=int, default=224, show_default=True, help="Pixels, a multiple of 32")
 @click.option("--rounds", type=int, default=30, show_default=True, help="How often each backend runs each shape")
+@click.option("--frozen", is_flag=True, help="The kernels of a frozen network; also on a CPU, float32 by default")
 @click.option("--out", type=click.Path(path_type=Path), help="File  [default: where `auto` looks for this device's]")
-def tune(device: str | None, precisions: tuple[str, ...], out: Path | None, **options: Any) -> None:
+def tune(
+    device: str | None,
+    precisions: tuple[str, ...],
+    batch: int | None,
+    frozen: bool,
+    out: Path | None,
+    **options: Any,
+) -> None:
     """Measure which backend is fastest for what on this device, and write the table that `auto` reads."""
     import torch
 
     from . import tune as tuning
 
+    if frozen:
+        from .tune_frozen import tune_frozen
+
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        options |= {"batch": batch or (1 if on.type == "cpu" else 8), "precisions": precisions or ("float32",)}
+        click.echo(f"written: {tuning.write(tune_frozen(on, report=click.echo, **options), out)}")
+        return
     target = torch.device(device or "cuda")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("tune measures a GPU, and this machine has none")
     try:
-        table = tuning.tune(target, precisions=precisions or tuning.PRECISIONS, report=click.echo, **options)
+        table = tuning.tune(
+            target, precisions=precisions or tuning.PRECISIONS, batch=batch or 8, report=click.echo, **options
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"written: {tuning.write(table, out)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from .. import ops
 from ..explanation import because, note, recording
 from ..ops._layout import as_rows
 from . import bottleneck
+from .choices import ONE_KERNEL
 from .convolution import FrozenConv
 
 
@@ -102,6 +104,11 @@ class FrozenBlock(nn.Module):
         self.conv_c = conv_c
         self.geometry = None if conv_c is None else bottleneck.geometry(projection, conv_a, conv_b, conv_c)
 
+    def channels(self) -> tuple[int, int]:
+        """Of what lies between its convolutions, and of the result."""
+        parts: Any = (self.conv_a, self.conv_c)
+        return parts[0].weight.shape[0], parts[1].weight.shape[0]
+
     def inner(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the last layer takes, and the shortcut."""
         shortcut = x if self.projection is None else self.projection(x)
@@ -114,14 +121,27 @@ class FrozenBlock(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W'). ``overwrite``: nobody else needs x."""
-        projects = self.projection is not None
+        if self.geometry is None:
+            return self.by_layers(x, overwrite)
+        how, why = bottleneck.run_as(x, *self.channels(), self.geometry["stride"], self.projection is not None)
+        run = self.as_one_kernel if how == ONE_KERNEL else partial(self.by_layers, overwrite=overwrite)
+        if not recording():
+            return run(x)
+        with because(f"block as {how}: {why}"):
+            return run(x)
+
+    def as_one_kernel(self, x: Tensor) -> Tensor:
+        """For a block that has a geometry."""
         parts: Any = (self.projection, self.conv_a, self.conv_b, self.conv_c)
-        if self.geometry is not None and bottleneck.is_faster(x, parts[1].weight.shape[0], projects):
-            if recording():
-                note([part for part in parts if part is not None], "bottleneck")
-            return ops.bottleneck(x, **bottleneck.arguments(*parts), **self.geometry)
+        options: Any = self.geometry
+        if recording():
+            note([part for part in parts if part is not None], "bottleneck")
+        return ops.bottleneck(x, **bottleneck.arguments(*parts), **options)
+
+    def by_layers(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``overwrite``: nobody else needs x."""
         inner, shortcut = self.inner(x)
-        return self.last()(inner, shortcut, overwrite or projects)
+        return self.last()(inner, shortcut, overwrite or self.projection is not None)
 
 
 class FrozenNonLocal(nn.Module):

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from ..backend import forced
 from ..choosing import choose
+from ..ops._common import allows_tf32
+from ..ops.bottleneck import on_tensor_cores
+from .choices import LAYERS, ONE_KERNEL, block_key
+from .choices import choose as choose_kernel
 from .convolution import FrozenConv
 
-# Inner channels up to which one kernel is faster than a kernel for each layer on a CPU: of a block that begins a stage,
-# and of the others. Wider blocks are arithmetic, at which oneDNN is better (docs/performance.md, "Frozen layers").
+# Where nothing was measured: inner channels up to which one kernel ought to be faster than a kernel for each layer on a
+# CPU, of a block that begins a stage and of the others. Wider blocks are arithmetic, at which oneDNN is better.
 FIRST_UP_TO, OTHERS_UP_TO = 32, 16
 # On a GPU a block is a few launches saved and three tensors less in memory; no device has been measured yet.
 GPU_UP_TO = 64
@@ -53,10 +57,21 @@ def arguments(
     return named
 
 
-def is_faster(x: Tensor, inner: int, projects: bool) -> bool:
-    """Whether one kernel should take a block of this many inner channels."""
+def run_as(x: Tensor, inner: int, outer: int, stride: int, projects: bool) -> tuple[str, str]:
+    """ONE_KERNEL or LAYERS for a block of so many inner and output channels, and why."""
     if forced() != "auto":
-        return False
+        return LAYERS, f"backend {forced()} was asked for"
+    tf32, channels = allows_tf32(x), (x.shape[1], inner, outer)
     if x.is_cuda:
-        return inner <= GPU_UP_TO and choose("bottleneck", x).backend == "cuda"
-    return x.dtype == torch.float32 and inner <= (FIRST_UP_TO if projects else OTHERS_UP_TO)
+        choice = choose("bottleneck", x, tf32=tf32)
+        why_not = on_tensor_cores(*channels, x.dtype, tf32) if choice.backend == "cuda" else choice.reason
+        if why_not is not None:
+            return LAYERS, f"no fast bottleneck kernel: {why_not}"
+        faster = inner <= GPU_UP_TO
+    elif x.dtype == torch.float32:
+        faster = inner <= (FIRST_UP_TO if projects else OTHERS_UP_TO)
+    else:
+        return LAYERS, f"the bottleneck kernel converts {x.dtype} row by row"
+    key = block_key(channels, stride, projects, x.dtype, tf32)
+    able = (ONE_KERNEL, LAYERS) if faster else (LAYERS, ONE_KERNEL)
+    return choose_kernel(able, key, x.device.type, x.device.index)

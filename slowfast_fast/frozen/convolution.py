@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from ..choosing import choose
 from ..explanation import note, note_call, recording
 from ..ops._common import allows_tf32, call, kernel
 from ..ops._layout import as_rows, places
+from .choices import choose as choose_kernel
+from .choices import layer_key
 from .libraries import ATen, CuDnn2d, OneDnn, has_onednn
 
 # Prepared weights that a layer keeps, one for each shape of input; each is as large as the weight.
@@ -125,22 +127,34 @@ class FrozenConv(nn.Module):
         return F.relu(y) if self.relu else y
 
     def _plan(self, x: Tensor) -> Kernel:
-        temporal = self.is_temporal()
-        if forced() != "auto" and temporal:
-            return TemporalConv(self, x, "")
+        able = self.candidates(x)
+        names, why = tuple(able), ""
+        name = names[0]
+        if len(names) > 1:
+            key = layer_key(self.weight.shape, self.stride, x.dtype, allows_tf32(x))
+            name, why = choose_kernel(names, key, x.device.type, x.device.index)
+        plan = able[name]()
+        plan.reason = "; ".join(part for part in (plan.reason, why) if part)
+        return plan
+
+    def candidates(self, x: Tensor) -> dict[str, Callable[[], Kernel]]:
+        """The kernels that can run this layer on ``x``, by the names of a table; the first is the one to take where
+        nothing was measured."""
+        op: dict[str, Callable[[], Kernel]] = (
+            {"temporal_conv": lambda: TemporalConv(self, x)} if self.is_temporal() else {}
+        )
+        if forced() != "auto" and op:
+            return op
         if x.is_cuda:
-            if temporal:
-                return TemporalConv(self, x, "")
-            if self.weight.shape[2] == 1 and self.stride[0] == 1 and self.padding[0] == 0:
-                return CuDnn2d(self, x)
-            return ATen(self, x, "3-D kernel in space and time")
+            flat = self.weight.shape[2] == 1 and self.stride[0] == 1 and self.padding[0] == 0
+            cudnn: dict[str, Callable[[], Kernel]] = {"cudnn": lambda: CuDnn2d(self, x)} if flat else {}
+            return op | cudnn or {"aten": lambda: ATen(self, x, "3-D kernel in space and time")}
         if x.device.type != "cpu" or x.dtype == torch.float64 or not has_onednn(torch.float32):
-            return TemporalConv(self, x, "") if temporal else ATen(self, x, f"{x.dtype} on {x.device.type}")
-        if temporal and not has_onednn(x.dtype):
-            return TemporalConv(self, x, f"oneDNN has no convolution in {x.dtype} on this processor")
-        if temporal and self._by_winograd():
-            return TemporalConv(self, x, "Winograd along T")
-        return OneDnn(self, x)
+            return op or {"aten": lambda: ATen(self, x, f"{x.dtype} on {x.device.type}")}
+        if op and not has_onednn(x.dtype):
+            return op
+        onednn: dict[str, Callable[[], Kernel]] = {"onednn": lambda: OneDnn(self, x)}
+        return op | onednn if op and self._by_winograd() else onednn | op
 
     def _by_winograd(self) -> bool:
         k, c, taps = self.weight.shape[:3]
@@ -167,7 +181,7 @@ class FrozenConv(nn.Module):
 class TemporalConv:
     """ops.temporal_conv on the backend that it would choose, with a weight that was packed once."""
 
-    def __init__(self, conv: FrozenConv, x: Tensor, why: str) -> None:
+    def __init__(self, conv: FrozenConv, x: Tensor) -> None:
         self.geometry = tuple(conv.temporal_geometry().values())
         self.conv = conv
         self.tf32 = allows_tf32(x)
@@ -179,7 +193,7 @@ class TemporalConv:
             self.op = kernel(choice.backend, "temporal_conv_packed")
             pack = kernel(choice.backend, "temporal_conv_pack")
             self.packed = pack(x, self.weight, *self.geometry, self.tf32)
-        self.reason = "; ".join(part for part in (f"temporal_conv: {choice.reason}", why) if part)
+        self.reason = f"temporal_conv: {choice.reason}"
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
         conv = self.conv
