@@ -19,8 +19,8 @@ from slowfast_fast.bench.measure import CpuClock
 from slowfast_fast.cli import main
 
 CPU = torch.device("cpu")
-# The ops for inference alone have one compiled backend on a device, and so nothing to choose between.
-TUNED = [op for op, kernels in KERNELS.items() if any(kernel.endswith("_backward") for kernel in kernels)]
+# The others have one compiled backend on a device, and so nothing to choose between.
+TUNED = [op for op in KERNELS if op.removesuffix("_bn") in ("temporal_conv", "lateral_concat")]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..backend import backend
 from ..nn.head import create_res_roi_pooling_head
@@ -39,6 +38,8 @@ def cost(name: str, crop: int = 256, **overrides: Any) -> Cost:
 
 
 def _gflops(model: nn.Module, known: Entry, crop: int) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes longer than this package
+
     # Norms and activations are not counted; without them it takes half the time.
     for module in list(model.modules()):
         for name, child in module.named_children():
