@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,15 @@ def create_network(options: NetworkOptions) -> nn.Module:
     """Ours."""
     if options.model is None:
         return slowfast_fast.create_slowfast(**_stock_arguments(options))
-    overrides = {
-        name: getattr(options, name) for name in ("depth", "width", "alpha") if getattr(options, name) is not None
-    }
-    if options.crop != CROP or options.frames is not None:
-        overrides["head_pool"] = nn.AdaptiveAvgPool3d
-    overrides |= {"model_num_class": options.classes, "dropout_rate": options.dropout}
+    overrides: dict[str, Any] = {"model_num_class": options.classes, "dropout_rate": options.dropout}
+    overrides |= {name: value for name in ("depth", "width") if (value := getattr(options, name)) is not None}
+    parameters = inspect.signature(entry(options.model).create).parameters.values()
+    # What takes the keywords of create_slowfast or create_resnet has a head for one size, other models take any.
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        if options.alpha is not None:
+            overrides["alpha"] = options.alpha
+        if options.crop != CROP or options.frames is not None:
+            overrides["head_pool"] = nn.AdaptiveAvgPool3d
     return slowfast_fast.create_model(options.model, **overrides)
 
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from logs import Log
 from networks import NetworkOptions, create_network, create_stock
+from recipes import create_optimizer, learning_rate, with_defaults
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -77,6 +78,7 @@ class Options:
     short_side: tuple[int, int]
     epochs: int
     batch: int
+    optimizer: str
     lr: float
     warmup: float
     momentum: float
@@ -89,20 +91,6 @@ class Options:
     log_every: int
     tensorboard: bool | None
     seed: int
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No decay of norms and biases, which are the parameters of at most one dimension."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Up in a line for ``warmup`` steps, then down by half a cosine (paper, section 4)."""
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -124,9 +112,13 @@ class Training:
         self._make_data()
         torch.manual_seed(options.seed)
         self.network = (create_stock if options.stock else create_network)(network_options)
-        self.network.to(world.device, memory_format=torch.channels_last_3d).train()
-        groups = parameter_groups(self.network, options.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
+        self.network.to(world.device).train()
+        for parameter in self.network.parameters():
+            if parameter.ndim == 5:  # of a Conv3d; ConvLSTMs have others
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        self.optimizer = create_optimizer(
+            self.network, options.optimizer, options.lr, options.momentum, options.weight_decay
+        )
         # float16 gradients underflow without it.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "float16")
         self.checkpoint = options.out / "checkpoint.pt"
@@ -306,12 +298,13 @@ EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--short-side", nargs=2, type=int, default=(256, 320), help="Smallest and largest, in pixels")
 @click.option("--fps", type=float, help="Take videos as if at this rate  [default: frames as stored]")
 @click.option("--dropout", default=0.5)
-@click.option("--epochs", default=196)
-@click.option("--batch", default=8, help="Clips of a step, for each process")
-@click.option("--lr", default=0.1, help="The highest")
+@click.option("--epochs", type=int, help="[default: 196, or the model's; so are batch 8, sgd, 0.1 and 0.0001 below]")
+@click.option("--batch", type=int, help="Clips of a step, for each process")
+@click.option("--optimizer", type=click.Choice(["sgd", "adam"]))
+@click.option("--lr", type=float, help="The highest learning rate")
 @click.option("--warmup", default=0.15, help="Part of the steps in which the learning rate rises")
-@click.option("--momentum", default=0.9)
-@click.option("--weight-decay", default=1e-4, help="Of all but norms and biases")
+@click.option("--momentum", default=0.9, help="Of sgd")
+@click.option("--weight-decay", type=float, help="With sgd, of all but norms and biases")
 @click.option("--clip-grad", type=float, help="Largest norm of the gradient  [default: any]")
 @click.option("--amp", type=click.Choice(["bfloat16", "float16"]), help="Autocast; float16 with a GradScaler")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile")
@@ -327,7 +320,8 @@ def main(device: str | None, folder: Path, **given: Any) -> None:
     try:
         network_options = NetworkOptions(classes=sum(path.is_dir() for path in folder.iterdir()), **fields)
         with joined_world(device) as world:
-            Training(world, Options(folder, **given), network_options).run()
+            options = Options(folder, **with_defaults(network_options.model, given))
+            Training(world, options, network_options).run()
     except (ValueError, FileNotFoundError) as error:  # wrong options, videos that cannot be read
         raise click.ClickException(str(error)) from error
 

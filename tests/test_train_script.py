@@ -230,7 +230,7 @@ def test_autocast(folder, tmp_path, amp):
 
 def test_named_models(folder, tmp_path):
     """Of one pathway and of two, on another crop and another number of frames than they are made for."""
-    for model in ("slow_r50_8x8", "slowfast_r18_8x8"):
+    for model in ("slow_r50_8x8", "slowfast_r18_8x8", "resnet2d_r18", "slowfast_convlstm"):
         out = tmp_path / model
         options = [
             "--frames",
@@ -267,15 +267,23 @@ def test_wrong_options_are_told(folder, tmp_path):
 
 
 def test_groups_and_schedule():
-    train = example("train")
+    recipes = example("recipes")
     network = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Linear(4, 2))
-    decayed, rest = train.parameter_groups(network, 0.1)
+    decayed, rest = recipes.parameter_groups(network, 0.1)
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 1, 1, 1), (2, 4)]
     assert (len(rest["params"]), decayed["weight_decay"], rest["weight_decay"]) == (4, 0.1, 0)
-    rates = [train.learning_rate(step, 10, 3, 0.8) for step in range(11)]
+    rates = [recipes.learning_rate(step, 10, 3, 0.8) for step in range(11)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[10] == pytest.approx(0)
+
+
+def test_a_model_with_a_recipe_is_trained_by_it():
+    recipes = example("recipes")
+    given = {"epochs": None, "batch": 4, "optimizer": None, "lr": None, "weight_decay": None, "clip_grad": None}
+    expected = {"epochs": 100, "batch": 4, "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "clip_grad": None}
+    assert recipes.with_defaults("slowfast_convlstm", given) == expected
+    assert recipes.with_defaults(None, given) == {**recipes.PAPER, "batch": 4, "clip_grad": None}
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
