@@ -57,7 +57,8 @@ def freeze(model: nn.Module, *, dtype: torch.dtype | None = None, cuda_graph: bo
         A :class:`slowfast_fast.frozen.network.FrozenNetwork`.
 
     Raises:
-        TypeError: the model is none of this package's, or dtype is not as above.
+        TypeError: the model is none of this package's, or dtype is not as above. A model of another library goes by
+            its weights: see ``convert_state_dict``.
     """
     model = cast(nn.Module, getattr(model, "_orig_mod", model))  # of torch.compile
     head: nn.Module | None = None
@@ -67,7 +68,8 @@ def freeze(model: nn.Module, *, dtype: torch.dtype | None = None, cuda_graph: bo
     if type(body) is not Net:
         raise TypeError(
             "model must be what slowfast_fast.create_slowfast or create_slowfast_with_roi_head makes; got "
-            f"{type(model).__name__}"
+            f"{type(model).__name__}. To freeze a model of another library, accelerated or not, load its weights into "
+            "such a network (slowfast_fast.convert_state_dict, or load_checkpoint from a file) and freeze that"
         )
     if dtype is None:
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
