@@ -1,6 +1,7 @@
 """Options, the race that a benchmark runs, and the summary at the end."""
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from slowfast_fast.bench.cases import DIRECTIONS, Case
 from slowfast_fast.bench.leg import PRECISIONS, Leg
 from slowfast_fast.bench.measure import Measurement
-from slowfast_fast.bench.network import NetworkCase
+from slowfast_fast.bench.network import DEFAULT_NETWORK, TRAINED, TRAINING, NetworkCase
 from slowfast_fast.bench.report import busy, heading, machine, rates, table, versions
 from slowfast_fast.bench.run import COMPILED, find_cases, prepare
 from slowfast_fast.bench.summary import summary_text
@@ -20,10 +21,10 @@ BUSY = pytest.StashKey[str | None]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("slowfast_fast")
     group.addoption("--race-rounds", type=int, default=10, help="rounds of each case (default: 10)")
-    group.addoption("--race-dtype", choices=sorted(PRECISIONS), default="float32", help="default: float32")
+    group.addoption("--race-dtype", choices=sorted(PRECISIONS), help="default: float32; of training on a GPU bfloat16")
     group.addoption("--race-device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    group.addoption("--race-crop", type=int, default=224, help="height and width of the clips (default: 224)")
-    group.addoption("--race-batch", type=int, default=1, help="clips (default: 1)")
+    group.addoption("--race-crop", type=int, help="pixels, height and width (default: 224; of training on a CPU 112)")
+    group.addoption("--race-batch", type=int, help="clips (default: 1; of training 2 on a CPU, 32 on a GPU)")
     group.addoption("--race-threads", type=int, help="CPU threads (default: PyTorch's setting)")
     group.addoption("--race-compile", action="store_true", help=f"also race {COMPILED} (minutes of compilation)")
 
@@ -40,11 +41,16 @@ def _device(config: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each shape and direction of the op that the test module names."""
+    """One test for each shape and direction of the op that the test module names; or, where it trains, for each
+    network that has targets there."""
     if "case" in metafunc.fixturenames:
-        config = metafunc.config
-        leg = Leg(*(config.getoption(f"--race-{name}") for name in ("dtype", "batch", "crop")))
-        cases = find_cases([metafunc.module.OP], list(DIRECTIONS), leg)
+        config, module = metafunc.config, metafunc.module
+        trains = getattr(module, "TRAINS", False)
+        usual = TRAINING[_device(config).type] if trains else Leg("float32")
+        given = [config.getoption(f"--race-{name}") for name in ("dtype", "batch", "crop")]
+        leg = Leg(*(value or default for value, default in zip(given, astuple(usual), strict=True)))
+        directions = getattr(module, "DIRECTIONS", tuple(DIRECTIONS))
+        cases = find_cases([module.OP], directions, leg, TRAINED if trains else (DEFAULT_NETWORK,))
         metafunc.parametrize("case", cases, ids=[case.name.split(" ", 1)[1].replace(" ", "-") for case in cases])
 
 

@@ -1,6 +1,6 @@
-"""The whole network: eval forward, and a training step without the optimizer."""
+"""The whole network: eval forward."""
 
-OP = "slowfast"
+OP, DIRECTIONS = "slowfast", ("fwd",)
 
 
 def test_slowfast(race, case):

@@ -1,13 +1,17 @@
 """The benchmarks of whole networks judged, as test_bench.py judges the others."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import torch
 from test_bench import CPU, measurement
 
+from slowfast_fast.bench import main
 from slowfast_fast.bench.leg import Leg
-from slowfast_fast.bench.measure import NETWORK_GEMM_SIZE
-from slowfast_fast.bench.network import FROZEN, NetworkCase
+from slowfast_fast.bench.measure import FASTEST_STOCK, NETWORK_GEMM_SIZE
+from slowfast_fast.bench.memory import peak_bytes
+from slowfast_fast.bench.network import AUTOCAST, FROZEN, TRAINING, NetworkCase
 from slowfast_fast.bench.report import table
 from slowfast_fast.bench.run import prepare
 from slowfast_fast.bench.summary import STOCK, summarise
@@ -17,9 +21,11 @@ from slowfast_fast.bench.variants import OURS
 @pytest.mark.parametrize(("network", "direction"), [("R50 4x16", "fwd"), ("R50 8x8", "bwd")])
 def test_network_variants_agree(network, direction):
     found, _ = prepare(NetworkCase(Leg("float32", crop=32), direction, network), CPU, compile=False)
-    expected = {"stock", "stock channels_last_3d", OURS} | ({FROZEN} if direction == "fwd" else set())
+    expected = {"stock", "stock channels_last_3d", OURS} | ({FROZEN} if direction == "fwd" else {AUTOCAST})
     assert expected <= set(found.variants), found.unavailable
-    assert set(found.unavailable) <= {"torch.compile", "OpenVINO"} | ({FROZEN} if direction == "bwd" else set())
+    assert set(found.unavailable) <= {"torch.compile", "OpenVINO", AUTOCAST, FROZEN}
+    assert set(found.peaks) == (expected if direction == "bwd" else set())
+    assert all(peak > 1 << 20 for peak in found.peaks.values())
     assert found.ours == (FROZEN if direction == "fwd" else OURS)
 
 
@@ -33,6 +39,51 @@ def test_targets_of_a_network():
     # A target is that of one batch and crop; elsewhere a ratio is for information.
     found.case = replace(found.case, leg=Leg("float32", 8))
     assert {answer.target for answer in summarise([found])} == {None}
+
+
+def test_targets_of_a_training_step():
+    found = measurement("R50 8x8", "bwd", ours=[1000.0], stock=[1600.0], copy=[0.5], gemm=[100.0])
+    found.seconds |= {"torch.compile": [1.1], AUTOCAST: [1.3]}
+    found.peaks |= {"stock": 1000, OURS: 590}
+    found.case = replace(found.case, leg=TRAINING["cpu"])
+
+    def answers():
+        return {(a.goal.baseline, a.goal.memory): a for a in summarise([found])}
+
+    assert (answers()[STOCK, False].target, answers()[STOCK, False].met) == (1.5, True)
+    assert (answers()[FASTEST_STOCK, False].ratio, answers()[FASTEST_STOCK, False].met) == (pytest.approx(1.1), False)
+    memory = answers()[STOCK, True]
+    assert (memory.ratio, memory.target, memory.met) == (0.59, 0.6, True)
+    assert "training step, peak memory, against stock" in str(memory)
+    assert str(memory).endswith("target 60% at most met")
+    found.peaks[OURS] = 610
+    assert answers()[STOCK, True].met is False
+
+
+def test_train_measures_where_the_targets_hold(monkeypatch, tmp_path):
+    def run(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(main, "run", run)
+    main.bench(train=True, device="cpu", json=tmp_path / "bench.json")
+    left_out = json.loads((tmp_path / "bench.json").read_text())["left_out"]
+    assert [case["name"] for case in left_out] == [
+        f"slowfast R50 {name} batch 2 at 112 bwd" for name in ("4x16", "8x8")
+    ]
+    assert {case["leg"] for case in left_out} == {"float32, batch 2, 112 x 112"}
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    kept = torch.zeros(1 << 20)
+
+    def call():
+        first = kept + 1
+        second = first + 1
+        del first
+        return second + 1
+
+    assert 2 * 4 << 20 <= peak_bytes(call, CPU) < (2 * 4 << 20) + 1024  # the numbers added are tensors, too
+    assert peak_bytes(lambda: None, CPU) == 0
 
 
 def test_figures_of_a_network():

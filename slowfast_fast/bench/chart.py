@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .cases import DIRECTIONS
 from .measure import Measurement
-from .network import NetworkCase
+from .network import NETWORK_DIRECTIONS, NetworkCase
 from .summary import STOCK
 
 # Ours stand out; the stock variants share quiet colours.
@@ -29,8 +29,11 @@ def draw(measurements: Sequence[Measurement], path: str | Path, subtitle: str = 
     for measurement in measurements:
         if measurement.ratio(STOCK) is not None:
             case = measurement.case
-            op = "slowfast" if isinstance(case, NetworkCase) else case.shape.op
-            panels.setdefault(f"{op}, {DIRECTIONS[case.direction]}", []).append(measurement)
+            if isinstance(case, NetworkCase):
+                title = f"slowfast, {NETWORK_DIRECTIONS[case.direction]}"
+            else:
+                title = f"{case.shape.op}, {DIRECTIONS[case.direction]}"
+            panels.setdefault(title, []).append(measurement)
     if not panels:
         raise ValueError("no measurement has both stock and ours, there is nothing to draw")
 

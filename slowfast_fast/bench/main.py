@@ -14,7 +14,7 @@ from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .leg import Leg
 from .measure import Measurement
-from .network import DEFAULT_NETWORK, OP, NetworkCase
+from .network import DEFAULT_NETWORK, OP, TRAINED, TRAINING, NetworkCase
 from .report import busy, document, heading, machine, table
 from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
@@ -26,10 +26,11 @@ def bench(
     *,
     ops: Sequence[str] | None = None,
     networks: Sequence[str] = (),
-    directions: Sequence[str] = tuple(DIRECTIONS),
-    dtypes: Sequence[str] = ("float32",),
-    batches: Sequence[int] = (1,),
-    crops: Sequence[int] = (224,),
+    train: bool = False,
+    directions: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    batches: Sequence[int] = (),
+    crops: Sequence[int] = (),
     device: str | None = None,
     threads: int | None = None,
     rounds: int | None = None,
@@ -46,10 +47,13 @@ def bench(
         ops: of "temporal_conv", "lateral_concat" and "slowfast" (whole networks). By default the first two, or the
             last where networks are named.
         networks: of `network.NETWORKS`, by default "R50 8x8".
-        directions: "fwd" (eval forward) and "bwd" (training forward and backward).
-        dtypes: of float32, tf32 (float32 that a GPU may round to TF32), float64, bfloat16 and float16.
-        batches: clips.
-        crops: height and width in pixels (multiples of 32).
+        train: measure training steps of whole networks: of R50 4x16 and 8x8 unless networks are named, where the
+            targets hold (on a CPU float32, 2 clips at 112; on a GPU bfloat16, 32 clips at 224) unless said otherwise.
+        directions: "fwd" (eval forward) and "bwd" (training forward and backward; of a network a whole step, with SGD),
+            by default both.
+        dtypes: of float32 (the default), tf32 (float32 that a GPU may round to TF32), float64, bfloat16 and float16.
+        batches: clips, by default 1.
+        crops: height and width in pixels (for ops multiples of 32), by default 224.
         device: "cpu" or "cuda", by default a GPU if there is one.
         threads: CPU threads for this call, by default PyTorch's setting.
         rounds: how often each variant runs, by default 15.
@@ -65,13 +69,17 @@ def bench(
         ImportError: the chart needs matplotlib. Both come before anything is measured.
         RuntimeError: cases failed; everything that could be measured has been, and is written.
     """
-    ops = ops or ((OP,) if networks else OPS[:2])
     for argument, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"{argument}: expected at least 1, got {value}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
+    usual = TRAINING[place.type] if train else Leg("float32")
+    dtypes, batches, crops = dtypes or (usual.precision,), batches or (usual.batch,), crops or (usual.crop,)
+    directions = directions or (("bwd",) if train else tuple(DIRECTIONS))
+    networks = networks or (TRAINED if train else ())
+    ops = ops or ((OP,) if networks else OPS[:2])
     if place.type == "cpu" and "tf32" in dtypes:
         raise ValueError("dtype: tf32 is for a GPU, on a CPU float32 is never rounded to it")
     for argument, path in (("json", json), ("png", png)):

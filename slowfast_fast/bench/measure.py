@@ -174,13 +174,15 @@ def disagreement(
 
 @dataclass
 class Measurement:
-    """All that one case gave: seconds per variant and round, errors against float64, and who could not run and why."""
+    """All that one case gave: seconds per variant and round, errors against float64, peaks of memory, and who could not
+    run and why."""
 
     case: Case | NetworkCase
     device: str
     ours: str  # the variant that `auto` picks
     seconds: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes; of a network's training step, see memory.py
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -218,6 +220,11 @@ class Measurement:
         """
         name, theirs = name or self.ours, self.baseline_seconds(baseline)
         return None if theirs is None or name not in self.seconds else theirs / self.median(name)
+
+    def peak_ratio(self, baseline: str) -> float | None:
+        """Ours' peak memory over the baseline's; None when one of the two did not run."""
+        ours, theirs = self.peaks.get(self.ours), self.peaks.get(baseline)
+        return None if ours is None or theirs is None else ours / theirs
 
     def baseline_seconds(self, baseline: str) -> float | None:
         if baseline == LIMIT:

@@ -1,6 +1,8 @@
-"""The whole network as a case: eval forward and training step of a SlowFast network, stock and ours, same weights."""
+"""The whole network as a case: eval forward, and training step (forward, loss, backward, SGD with momentum) of a
+SlowFast network, stock and ours, same weights."""
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import freeze
 from ..models import create_slowfast
 from ..reference.slowfast import SlowFast
-from .cases import ELEMENT_SIZE
+from .cases import DIRECTIONS, ELEMENT_SIZE
 from .leg import Leg
 from .variants import OURS, Runner, Unavailable, compile_module, compile_now
 
 OP = "slowfast"
+NETWORK_DIRECTIONS = {"fwd": DIRECTIONS["fwd"], "bwd": "training step"}
+# Where the targets of a training step hold.
+TRAINING = {"cpu": Leg("float32", 2, 112), "cuda": Leg("bfloat16", 32, 224)}
+LEARNING_RATE = 1e-6  # so small that every step of a race is as good as the first
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Network:
 # Named by depth, and T x tau of the slow pathway. R101: 101 layers deep in both, as pytorchvideo's model_depth has it.
 NETWORKS = {"R50 4x16": Network(50, 4, 8), "R50 8x8": Network(50, 8, 4), "R101 16x8": Network(101, 16, 4)}
 DEFAULT_NETWORK = "R50 8x8"
+TRAINED = ("R50 4x16", "R50 8x8")
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class NetworkCase:
 
 def _create(create: Callable[..., nn.Module], case: NetworkCase) -> nn.Module:
     """The network at the crop of the case, without dropout so that variants can be compared in training."""
-    size = case.crop // 32
+    size = math.ceil(case.crop / 32)
     pools = tuple((frames, size, size) for frames in case.frames)
     return create(dropout_rate=0.0, head_pool_kernel_sizes=pools, **NETWORKS[case.network].arguments)
 
@@ -158,7 +165,7 @@ class NetworkProblem:
         # The first layer's gradient has passed through every other. In half precision, though, batch statistics amplify
         # rounding so much on the way that two correct networks need not agree in it.
         compared = {"dlast": model.get_parameter("blocks.6.proj.weight")}
-        if torch.finfo(self.case.dtype).bits > 16:
+        if not half and torch.finfo(self.case.dtype).bits > 16:
             compared["dfirst"] = model.get_parameter("blocks.0.multipathway_blocks.0.conv.weight")
 
         def forward() -> Tensor:
@@ -169,11 +176,14 @@ class NetworkProblem:
         def evaluate() -> dict[str, Tensor]:
             return {"y": forward()}
 
+        optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
+
         def train() -> dict[str, Tensor]:
-            model.zero_grad()
             logits = forward()
             F.cross_entropy(logits, self.labels).backward()
             gradients: dict[str, Any] = {name: parameter.grad for name, parameter in compared.items()}
+            optimizer.step()
+            optimizer.zero_grad()
             return {"y": logits.detach(), **gradients}
 
         runner = train if training else evaluate
@@ -213,9 +223,18 @@ def openvino(problem: NetworkProblem) -> Runner:
     return lambda: {"y": torch.from_numpy(compiled(inputs)[0])}
 
 
+def autocast(problem: NetworkProblem) -> Runner:
+    """Stock channels_last_3d in mixed precision, for training in float32."""
+    if problem.case.direction == "fwd" or problem.case.dtype is not torch.float32:
+        raise Unavailable("automatic mixed precision is raced in training, where the others are in float32")
+    return problem.runner(SlowFast, torch.channels_last_3d, dtype=torch.bfloat16)
+
+
+AUTOCAST = "stock autocast bfloat16"
 NETWORK_STOCK: dict[str, Callable[[NetworkProblem], Runner]] = {
     "stock": lambda problem: problem.runner(SlowFast, torch.contiguous_format),
     "stock channels_last_3d": lambda problem: problem.runner(SlowFast, torch.channels_last_3d),
+    AUTOCAST: autocast,
     "torch.compile": lambda problem: problem.runner(SlowFast, torch.channels_last_3d, compiled=True),
     "OpenVINO": openvino,
 }

@@ -28,6 +28,8 @@ def table(measurement: Measurement) -> str:
     per_second, giga = ("TFLOP/s", 1e3) if measurement.device == "cuda" else ("GFLOP/s", 1.0)
     network = isinstance(case, NetworkCase)
     rate, tail = ("clips/s", f"{'p95 ms':>9}") if network else ("GB/s", "")
+    if measurement.peaks:
+        tail += f"{'peak MB':>9}"
     lines = [
         f"{case.name} ({case.leg}): {case.bytes / 1e6:.2f} MB, {case.flops / 1e9:.3f} GFLOP, {measurement.bound} bound "
         f"(copy {copy:.1f} GB/s, gemm {gemm / giga:.0f} {per_second})",
@@ -44,7 +46,9 @@ def table(measurement: Measurement) -> str:
             f"{measurement.clips_per_second(name) if network else measurement.gigabytes_per_second(name):>7.1f} "
             f"{measurement.gigaflops_per_second(name) / giga:>8.1f} "
             f"{measurement.percent_of_limit(name):>8.0f} "
-            f"{measurement.errors[name]:>8.0e}" + (f"{measurement.percentile(name, 95) * 1e3:>9.3f}" if network else "")
+            f"{measurement.errors[name]:>8.0e}"
+            + (f"{measurement.percentile(name, 95) * 1e3:>9.3f}" if network else "")
+            + (f"{measurement.peaks[name] / 1e6:>9.0f}" if name in measurement.peaks else "")
         )
     lines += [f"  {name}: not run, {reason}" for name, reason in measurement.unavailable.items()]
     return "\n".join(lines)
@@ -172,6 +176,7 @@ def rates(measurement: Measurement, name: str) -> dict[str, Any]:
         "gigaflops_per_second": measurement.gigaflops_per_second(name),
         "percent_of_limit": measurement.percent_of_limit(name),
         "relative_error": measurement.errors[name],
+        "peak_bytes": measurement.peaks.get(name),
     }
 
 

@@ -1,6 +1,7 @@
 """From a case to a measurement: build every variant, check that they agree with float64, then race them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,7 +11,9 @@ from ..choosing import choose
 from .cases import DIRECTIONS, Case
 from .leg import Leg
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
+from .memory import peak_bytes
 from .network import (
+    AUTOCAST,
     DEFAULT_NETWORK,
     FROZEN,
     NETWORK_OURS,
@@ -35,7 +38,8 @@ def find_cases(
     named, of the others each shape of SlowFast R50 8x8.
 
     Raises:
-        ValueError: an op, a direction or a network is unknown, or the crop is no multiple of 32.
+        ValueError: an op, a direction or a network is unknown, or the crop is no multiple of 32, which the ops' shapes
+            need.
     """
     for argument, values, known in (
         ("ops", ops, OPS),
@@ -45,7 +49,7 @@ def find_cases(
         for value in values:
             if value not in known:
                 raise ValueError(f"{argument}: expected some of {known}, got {value!r}")
-    shapes = network_shapes(leg.crop, batch=leg.batch)
+    shapes = [] if set(ops) == {OP} else network_shapes(leg.crop, batch=leg.batch)
     cases: list[Case | NetworkCase] = []
     for op in ops:
         for direction in directions:
@@ -78,9 +82,17 @@ def prepare(
         except torch.OutOfMemoryError:
             measurement.unavailable[name] = "out of device memory"
             continue
-        measurement.errors[name], wrong = disagreement(results, exact, allowed)
+        if name == AUTOCAST:
+            expected = {key: value for key, value in exact.items() if key in results}
+            bounds = tolerance(NETWORK_TOLERANCE, replace(case.leg, precision="bfloat16"), device)
+        else:
+            expected, bounds = exact, allowed
+        measurement.errors[name], wrong = disagreement(results, expected, bounds)
+        del results  # with the gradients in it
         if wrong is None:
             calls[name] = runner
+            if isinstance(case, NetworkCase) and case.direction == "bwd":
+                measurement.peaks[name] = peak_bytes(runner, device)
         else:
             measurement.unavailable[name] = wrong
     race = Race({**calls, **limits(case, device)}, clock_for(device))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from .cases import DIRECTIONS
 from .leg import Leg
 from .measure import FASTEST_STOCK, LIMIT, Measurement
-from .network import DEFAULT_NETWORK, NETWORKS, OP, NetworkCase
+from .network import DEFAULT_NETWORK, NETWORK_DIRECTIONS, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
 from .shapes import Shape, network_shapes
 
 STOCK, CHANNELS_LAST = "stock", "stock channels_last_3d"
@@ -20,7 +20,8 @@ class Goal:
     In the sum every shape counts as often as the network runs it. `target` is the ratio to reach, in the leg `at`, or
     where that is None on a CPU in float32 with two threads or on a GPU in any precision; None where the ratio is only
     for information. `pathway` None means all of them, `bound` "memory" or "compute" those that this one limits.
-    `network`: which one, of a goal about a whole network.
+    `network`: which one, of a goal about a whole network. `memory`: not the time is meant but the peak memory, and the
+    ratio is ours over the baseline's, of which `target` is the most.
     """
 
     op: str
@@ -32,14 +33,16 @@ class Goal:
     bound: str | None = None
     network: str | None = None
     at: Leg | None = None
+    memory: bool = False
 
     def __str__(self) -> str:
-        direction = DIRECTIONS[self.direction]
+        direction = (NETWORK_DIRECTIONS if self.network else DIRECTIONS)[self.direction]
         where = f"{self.pathway} pathway" if self.pathway else "network"
         shape = f"{self.bound}-bound shape" if self.bound else "shape"
         over = f"worst {shape} of the {where}" if self.worst else f"sum over the {where}"
         over = f" {self.network}" if self.network else f", {over}"
         what = f"{self.op}{over} {direction}" if self.network else f"{self.op} {direction}{over}"
+        what += ", peak memory" if self.memory else ""
         return f"{what}, against {self.baseline}"
 
     def selects(self, shape: Shape) -> bool:
@@ -55,13 +58,20 @@ class Goal:
 
 
 def _network_goals(baselines: Sequence[str], targets: Mapping[str, float], at: Leg) -> tuple[Goal, ...]:
-    """Every network against the baselines; `targets` are those of the default network's eval forward in the leg."""
+    """The eval forward of every network against the baselines; `targets` are those of the default one in the leg."""
     return tuple(
-        Goal(OP, direction, baseline, targets.get(baseline) if asked else None, network=network, at=at)
+        Goal(OP, "fwd", baseline, targets.get(baseline) if network == DEFAULT_NETWORK else None, network=network, at=at)
         for network in NETWORKS
-        for direction in DIRECTIONS
-        for asked in [network == DEFAULT_NETWORK and direction == "fwd"]
         for baseline in baselines
+    )
+
+
+def _training_goals(targets: Mapping[str, float | None], memory: float, at: Leg) -> tuple[Goal, ...]:
+    """The training step of every network, whose peak memory is held against stock's; targets are for some of them."""
+    return tuple(
+        Goal(OP, "bwd", baseline, target if network in TRAINED else None, network=network, at=at, memory=of_memory)
+        for network in NETWORKS
+        for baseline, target, of_memory in [*((*goal, False) for goal in targets.items()), (STOCK, memory, True)]
     )
 
 
@@ -84,6 +94,11 @@ CPU_GOALS = (
         {STOCK: 2.1, "torch.compile": 1.2, "OpenVINO": 1.1, LIMIT: 0.85},
         at=Leg("float32", 1, 224),
     ),
+    *_training_goals(
+        {STOCK: 1.5, CHANNELS_LAST: None, "torch.compile": None, FASTEST_STOCK: 1.2, LIMIT: None},
+        memory=0.6,
+        at=TRAINING["cpu"],
+    ),
 )
 CUDA_GOALS = (
     *(
@@ -101,6 +116,9 @@ CUDA_GOALS = (
         (STOCK, CHANNELS_LAST, FASTEST_STOCK, LIMIT),
         {STOCK: 4.0, FASTEST_STOCK: 2.0, LIMIT: 0.6},
         at=Leg("bfloat16", 32, 256),
+    ),
+    *_training_goals(
+        {STOCK: None, CHANNELS_LAST: None, FASTEST_STOCK: 2.0, LIMIT: None}, memory=0.55, at=TRAINING["cuda"]
     ),
 )
 GOALS = {"cpu": CPU_GOALS, "cuda": CUDA_GOALS}
@@ -126,12 +144,13 @@ class Answer:
         """None when there is no target for this run, or not every shape was measured."""
         if self.target is None or self.ratio is None or self.measured < self.expected:
             return None
-        return self.ratio >= self.target
+        return self.ratio <= self.target if self.goal.memory else self.ratio >= self.target
 
     def __str__(self) -> str:
-        unit = (lambda value: f"{value:.0%}") if self.goal.baseline == LIMIT else (lambda value: f"{value:.2f}x")
+        share = self.goal.memory or self.goal.baseline == LIMIT
+        unit = (lambda value: f"{value:.0%}") if share else (lambda value: f"{value:.2f}x")
         ratio = "not measured" if self.ratio is None else unit(self.ratio)
-        target = "" if self.target is None else f"target {unit(self.target)}"
+        target = "" if self.target is None else f"target {unit(self.target)}{' at most' if self.goal.memory else ''}"
         verdict = {True: "met", False: "MISSED", None: ""}[self.met]
         partial = "" if self.measured == self.expected else f"({self.measured} of {self.expected} shapes)"
         return f"{self.goal!s:<101} {ratio:>12}  {target} {verdict} {partial}".rstrip()
@@ -171,8 +190,11 @@ def _answer(goal: Goal, leg: Leg, measurements: Sequence[Measurement]) -> list[A
         # Whether a shape is bound by memory is known once it is measured.
         expected -= sum(replace(goal, bound=None).covers(m) and not goal.covers(m) for m in measurements)
     comparable = leg == goal.at if goal.at else covered[0].device == "cuda" or leg.precision == "float32"
-    combine = worst_ratio if goal.worst else summed_ratio
-    return [Answer(goal, leg, combine(covered, goal.baseline), len(covered), expected, comparable)]
+    if goal.memory:
+        ratio = covered[0].peak_ratio(goal.baseline)
+    else:
+        ratio = (worst_ratio if goal.worst else summed_ratio)(covered, goal.baseline)
+    return [Answer(goal, leg, ratio, len(covered), expected, comparable)]
 
 
 def summed_ratio(measurements: Sequence[Measurement], baseline: str) -> float | None:
