@@ -66,6 +66,14 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "max_pool_lateral_concat(Tensor x, int kernel, int stride, int padding, "
       "Tensor fast, Tensor lateral_weight, Tensor? lateral_shift, "
       "int alpha, int lateral_padding, bool lateral_relu, bool tf32) -> Tensor");
+  m.def("frames_concat(Tensor slow, Tensor fast, int alpha, int taps) -> Tensor");
+  m.def("frames_concat_backward(Tensor grad, int t_fast, int alpha, int taps) -> Tensor");
+  m.def(
+      "temporal_conv_frames_concat(Tensor x, Tensor weight, Tensor? shift, Tensor? residual, "
+      "int stride, int padding, int dilation, bool relu, Tensor fast, int alpha, int taps, bool tf32) -> Tensor");
+  m.def(
+      "max_pool_frames_concat(Tensor x, int kernel, int stride, int padding, Tensor fast, int alpha, int taps) "
+      "-> Tensor");
   m.def(
       "update_running_stats(Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor(c!)? num_batches_tracked, Tensor mean, Tensor unbiased_var, float? momentum) -> ()");

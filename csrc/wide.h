@@ -36,6 +36,15 @@ Tensor with_lateral(const Lateral& l, const Tensor& x, int64_t c_slow, int64_t f
   return out;
 }
 
+// The slow pathway's convolution, into the first channels of a wide tensor.
+template <class Device>
+void conv_into(const Tensor& out, const ConvShape& s, const Tensor& x, const Tensor& weight,
+               const OptionalTensor& shift, const OptionalTensor& residual, bool relu, bool tf32) {
+  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), nullptr,
+                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, output_sizes(s, x), "residual"), relu,
+                     channel_slice(out, 0)});
+}
+
 template <class Device>
 Tensor temporal_conv_lateral_concat(const Tensor& x, const Tensor& weight, const OptionalTensor& shift,
                                     const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation,
@@ -45,9 +54,7 @@ Tensor temporal_conv_lateral_concat(const Tensor& x, const Tensor& weight, const
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Lateral lateral{fast, lateral_weight, lateral_shift, alpha, lateral_padding, lateral_relu, tf32};
   Tensor out = with_lateral<Device>(lateral, x, s.k, s.t_out, x.size(3), x.size(4));
-  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), nullptr,
-                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, output_sizes(s, x), "residual"), relu,
-                     channel_slice(out, 0)});
+  conv_into<Device>(out, s, x, weight, shift, residual, relu, tf32);
   return out;
 }
 

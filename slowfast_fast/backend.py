@@ -68,6 +68,9 @@ KERNELS = {
     "batch_norm_max_pool": ("batch_norm_max_pool", "batch_norm_max_pool_backward", "update_running_stats"),
     "max_pool": ("max_pool",),
     "pack_pathways": ("pack_pathways",),
+    "frames_concat": ("frames_concat", "frames_concat_backward"),
+    "max_pool_frames_concat": ("max_pool_frames_concat",),
+    "temporal_conv_frames_concat": ("temporal_conv_frames_concat",),
     "max_pool_lateral_concat": ("max_pool_lateral_concat",),
     "temporal_conv_lateral_concat": ("temporal_conv_lateral_concat",),
 }

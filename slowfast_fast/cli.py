@@ -86,7 +86,7 @@ def models(names: tuple[str, ...], crop: int) -> None:
 
     NAMEs limit the table, which is Markdown, to some of them.
     """
-    from .models.cost import table
+    from .models.costs import table
 
     try:
         click.echo(table(names or None, crop))

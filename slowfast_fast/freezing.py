@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .frozen.blocks import (
     AsItIs,
     FrozenBlock,
-    FrozenLateral,
     FrozenMaxPool,
     FrozenNonLocal,
     FrozenPathways,
@@ -22,13 +21,15 @@ from .frozen.blocks import (
 )
 from .frozen.convolution import FrozenConv
 from .frozen.head import FrozenHead, triple
+from .frozen.lateral import FrozenFrames, FrozenLateral
 from .frozen.network import Clips, FrozenNetwork
 from .nn.bottleneck import BasicBlock, BottleneckBlock
-from .nn.fused import is_observed
+from .nn.fused import Parts, is_observed
 from .nn.head import ResNetBasicHead
-from .nn.lateral import FuseFastToSlow
+from .nn.lateral import FuseFastToSlow, FuseLaterals, only_moves_frames
 from .nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
 from .nn.non_local import NonLocal
+from .nn.rearrange import SampleFrames, TimeToChannel
 from .nn.stage import ResBlock, ResStage, add
 from .nn.stem import ResNetBasicStem
 
@@ -161,9 +162,20 @@ class _Freezer:
         )
 
     def fusion(self, fusion: nn.Module) -> nn.Module:
-        if type(fusion) is not FuseFastToSlow or is_observed(fusion):
-            return self.as_it_is(fusion, "not a lateral connection" if not is_observed(fusion) else _OBSERVED)
-        conv = self.conv(fusion.conv_fast_to_slow, fusion.norm, fusion.activation)
+        if is_observed(fusion):
+            return self.as_it_is(fusion, _OBSERVED)
+        if type(fusion) is FuseLaterals:
+            lateral = fusion.fast_to_slow
+            if lateral is None or fusion.slow_to_fast is not None or lateral.join != "concat" or is_observed(lateral):
+                return self.as_it_is(fusion, "its pathways are added, or it goes from slow to fast")
+            layer: Parts = (lateral.transform, lateral.norm, lateral.activation)
+            if only_moves_frames(*layer):
+                return FrozenFrames(cast("TimeToChannel | SampleFrames", self.copy(lateral.transform)))
+        elif type(fusion) is FuseFastToSlow:
+            layer = (fusion.conv_fast_to_slow, fusion.norm, fusion.activation)
+        else:
+            return self.as_it_is(fusion, "not a lateral connection")
+        conv = self.conv(*layer)
         if isinstance(conv, FrozenConv) and conv.is_temporal() and conv.dilation[0] == 1:
             return FrozenLateral(conv)
         return self.as_it_is(fusion, "its convolution is not one along T, or a part of it cannot be folded")
@@ -318,7 +330,9 @@ def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     layers: list[Any] = [stem.conv for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     pools = [stem.pool for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     known = all(isinstance(layer, FrozenConv) for layer in layers) and len(layers) == 2
-    if not (known and isinstance(lateral, FrozenLateral)) or any(isinstance(pool, AsItIs) for pool in pools):
+    if not (known and isinstance(lateral, (FrozenLateral, FrozenFrames))) or any(
+        isinstance(pool, AsItIs) for pool in pools
+    ):
         return Clips(channels)
     slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
-    return Clips(channels, frames=((slow,), (fast, (lateral.weight.shape[2], lateral.alpha, lateral.padding, 1))))
+    return Clips(channels, frames=((slow,), (fast, lateral.window())))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """A network; the attributes are what its weights do not show, named as ``models.slowfast`` names them."""
+    """A network; the attributes are what its weights do not show, named as ``models.slowfast_network`` names them."""
 
     weights: Mapping[str, Tensor]  # parameters and buffers; the latter are updated in training
     training: bool

@@ -14,7 +14,7 @@ from network_testing import TOLERANCE, distance, reasons
 from torch import Tensor, nn
 
 import slowfast_fast
-from slowfast_fast.models import create_model, resnet, slowfast
+from slowfast_fast.models import create_model, single_pathway, slowfast_network
 
 pytest.importorskip("hypothesis", reason="configurations are drawn by hypothesis, which is not installed")
 from hypothesis import HealthCheck, example, given, settings
@@ -111,7 +111,7 @@ def clip(frames: int, height: int = 32, width: int = 33) -> Tensor:
 @example({"width": 8, "beta": 1 / 4, "depth": 50, "model_depth": (1, 1, 1, 1)}, 0)
 def test_random_slowfast(arguments: dict[str, Any], seed: int) -> None:
     torch.manual_seed(seed)
-    model = slowfast(**arguments, **COMMON).double()
+    model = slowfast_network(**arguments, **COMMON).double()
     known = {name: arguments[name] for name in KNOWN_TO_PLAIN if name in arguments}
     plain = Plain(weights={}, training=False, **{"alpha": 4, "lateral": "conv"} | known)
     compare(model, [clip(2), clip(2 * plain.alpha)], plain, Plain.slowfast)
@@ -130,7 +130,9 @@ def test_random_single_pathway(
 ) -> None:
     torch.manual_seed(seed)
     strides = {"stem_conv_stride": (stem_stride, 2, 2), "stem_pool_stride": (stem_stride, 2, 2)}
-    model = resnet(width=8, inflation=inflation, stem_frames=stem_frames, **arguments, **strides, **COMMON).double()
+    model = single_pathway(
+        width=8, inflation=inflation, stem_frames=stem_frames, **arguments, **strides, **COMMON
+    ).double()
     known = {name: arguments[name] for name in KNOWN_TO_PLAIN if name in arguments}
     plain = Plain(weights={}, training=False, **known)
     compare(model, clip(8), plain, lambda network, x: network.resnet(x, stem_stride))
@@ -186,7 +188,7 @@ def test_explain_names_what_is_not_fused() -> None:
     assert ran["blocks.2.multipathway_blocks.0.non_local.0.conv_out"].startswith("temporal_conv")
     frozen = reasons(slowfast_fast.freeze(model), x)
     assert [why for path, why in frozen.items() if path.endswith("slow_to_fast.transform")] == [
-        "not a lateral connection; ConvTranspose3d is not a plain Conv3d"
+        "its pathways are added, or it goes from slow to fast; ConvTranspose3d is not a plain Conv3d"
     ] * 4
 
 
@@ -209,4 +211,4 @@ def test_explain_names_what_is_not_fused() -> None:
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
-        slowfast(**arguments)
+        slowfast_network(**arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 import slowfast_fast
 from slowfast_fast.cli import main
 from slowfast_fast.models import cost, entry, list_models, register
-from slowfast_fast.models.cost import Cost
+from slowfast_fast.models.costs import Cost, table
 from slowfast_fast.models.registry import _entries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +83,13 @@ def test_the_command_prints_the_table() -> None:
     result = CliRunner().invoke(main, ["models", "slowfast_r50_4x4"])
     assert result.exit_code == 2
     assert "no model is named 'slowfast_r50_4x4'; did you mean slowfast_r50_4x16" in re.sub(r"\s+", " ", result.output)
+
+
+def test_the_page_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/models.md; `python -m slowfast_fast models` prints the table anew."""
+    monkeypatch.setattr("slowfast_fast.models.costs.cost", lambda name, crop: known_cost(name))
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    assert table() in page
 
 
 def test_overrides_reach_the_constructor() -> None:

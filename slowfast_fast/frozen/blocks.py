@@ -1,4 +1,4 @@
-"""The frozen stem, residual block, stage and lateral connection, and a piece that runs as it is."""
+"""The frozen stem, residual and non-local block and stage, and a piece that runs as it is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..ops._layout import as_rows
 from . import bottleneck
 from .choices import ONE_KERNEL
 from .convolution import FrozenConv
+from .lateral import FrozenFrames, FrozenLateral
 
 
 class AsItIs(nn.Module):
@@ -77,14 +78,14 @@ class FrozenStem(nn.Module):
         x = self.conv(x)
         return x if self.pool is None else self.pool(x)
 
-    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral) -> Tensor | None:
+    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral | FrozenFrames) -> Tensor | None:
         """The result with the lateral channels beside it, in one tensor; None where the pool cannot write there."""
         if not isinstance(self.pool, FrozenMaxPool):
             return None
         x = self.conv(x)
         if recording():
-            note((self.pool, lateral), "max_pool_lateral_concat")
-        return ops.max_pool_lateral_concat(x, fast, **self.pool.options, **lateral.arguments())
+            note((self.pool, lateral), f"max_pool_{lateral.op}")
+        return getattr(ops, f"max_pool_{lateral.op}")(x=x, fast=fast, **self.pool.options, **lateral.arguments())
 
 
 class FrozenBlock(nn.Module):
@@ -187,7 +188,7 @@ class FrozenStage(nn.Module):
             x = block(x, index > 0) if isinstance(block, FrozenBlock) else block(x)
         return x
 
-    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral) -> Tensor | None:
+    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral | FrozenFrames) -> Tensor | None:
         """The result with the lateral channels beside it, in one tensor; None where the last layer cannot write
         there."""
         last = self.res_blocks[-1]
@@ -196,7 +197,7 @@ class FrozenStage(nn.Module):
             return None
         inner, shortcut = last.inner(self._through(x, self.res_blocks[:-1]))
         if recording():
-            note((conv_c, lateral), "temporal_conv_lateral_concat")
+            note((conv_c, lateral), f"temporal_conv_{lateral.op}")
         conv: dict[str, Any] = {
             "weight": conv_c.weight,
             "shift": conv_c.shift,
@@ -204,39 +205,7 @@ class FrozenStage(nn.Module):
             "relu": conv_c.relu,
         }
         conv.update(conv_c.temporal_geometry())
-        return ops.temporal_conv_lateral_concat(x=inner, fast=fast, **conv, **lateral.arguments())
-
-
-class FrozenLateral(nn.Module):
-    """The lateral connection: the time-strided convolution of the fast pathway beside the slow pathway's channels."""
-
-    explains_itself = True
-
-    def __init__(self, conv: FrozenConv) -> None:
-        super().__init__()
-        self.weight: Tensor
-        self.shift: Tensor
-        self.register_buffer("weight", conv.weight)
-        self.register_buffer("shift", conv.shift)
-        self.alpha, self.padding, self.relu = conv.stride[0], conv.padding[0], conv.relu
-
-    def arguments(self) -> dict[str, Any]:
-        """As the ops that fill a wide tensor name them."""
-        return {
-            "lateral_weight": self.weight,
-            "lateral_shift": self.shift,
-            "alpha": self.alpha,
-            "lateral_padding": self.padding,
-            "lateral_relu": self.relu,
-        }
-
-    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
-        """For a slow part that could not be written beside it: (N, C, T, H, W) and (N, C_fast, alpha * T, H, W) ->
-        (N, C + K, T, H, W)."""
-        if recording():
-            note((self,), "lateral_concat")
-        options: dict[str, Any] = {"alpha": self.alpha, "padding": self.padding, "relu": self.relu}
-        return ops.lateral_concat(slow, fast, self.weight, None, self.shift, **options)
+        return getattr(ops, f"temporal_conv_{lateral.op}")(x=inner, fast=fast, **conv, **lateral.arguments())
 
 
 class FrozenPathways(nn.Module):
@@ -251,11 +220,12 @@ class FrozenPathways(nn.Module):
         """One (N, C, T, H, W) tensor for each pathway -> the same, a new list."""
         out = list(x)
         fusion = self.multipathway_fusion
-        late = 0 if isinstance(fusion, FrozenLateral) else None  # the slow pathway, which the lateral part joins
+        joins = isinstance(fusion, (FrozenLateral, FrozenFrames))
+        late = 0 if joins else None  # the slow pathway, which the lateral part joins
         for pathway, block in enumerate(self.multipathway_blocks):
             if block is not None and pathway != late:
                 out[pathway] = block(as_rows(out[pathway], f"x[{pathway}]"))
-        if not isinstance(fusion, FrozenLateral):
+        if not isinstance(fusion, (FrozenLateral, FrozenFrames)):
             return out if fusion is None else fusion(out)
         slow, fast = as_rows(out[0], "x[0]"), out[1]
         block = self.multipathway_blocks[0]

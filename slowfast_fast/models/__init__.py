@@ -1,8 +1,8 @@
 """Networks built from the blocks of ``nn/``, and the registry of those that have a name."""
 
 from . import named, recurrent
-from .cost import Cost, cost
-from .family import resnet, slowfast
+from .costs import Cost, cost
+from .family import single_pathway, slowfast_network
 from .inflation import inflate_2d
 from .one_clip import OneClip
 from .registry import Recipe, create_model, entry, list_models, register
@@ -24,6 +24,6 @@ __all__ = [
     "named",
     "recurrent",
     "register",
-    "resnet",
-    "slowfast",
+    "single_pathway",
+    "slowfast_network",
 ]

@@ -1,4 +1,4 @@
-"""The family's two constructors, in the paper's terms: :func:`slowfast` and :func:`resnet` (one pathway)."""
+"""The family's two constructors, in the paper's terms: :func:`slowfast_network` and :func:`single_pathway`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOW: tuple[Inflation, ...] = ("none", "none", "3x1x1", "3x1x1")
 FAST: tuple[Inflation, ...] = ("3x1x1",) * 4
 
 
-def slowfast(
+def slowfast_network(
     *,
     depth: int = 50,
     frames: int = 8,
@@ -104,7 +104,7 @@ def slowfast(
     return model
 
 
-def resnet(
+def single_pathway(
     *,
     depth: int = 50,
     frames: int = 8,
@@ -120,10 +120,10 @@ def resnet(
     """A network of one pathway: clip (N, 3, T, H, W) -> logits (N, classes). The defaults are Slow-only R50 8x8.
 
     Args:
-        depth, width, inflation: as for :func:`slowfast`.
+        depth, width, inflation: as for :func:`slowfast_network`.
         frames: of the features before the head, which its average pool spans.
         stem_frames: the size in time of the stem's convolution.
-        non_local, non_local_kind, non_local_pool: as for :func:`slowfast`.
+        non_local, non_local_kind, non_local_pool: as for :func:`slowfast_network`.
         stock: every other keyword of :func:`slowfast_fast.create_resnet`.
 
     Raises ValueError for arguments that do not exist or do not fit.

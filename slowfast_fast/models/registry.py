@@ -111,7 +111,9 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     """The network of a name, with keywords of its constructor instead of what the name stands for.
 
     ``create_model("slowfast_r50_8x8", model_num_class=10, dropout_rate=0.0)``; a SlowFast network takes the keywords of
-    :func:`slowfast_fast.models.slowfast` and of ``create_slowfast``, one of a single pathway those of
-    :func:`slowfast_fast.models.resnet` and ``create_resnet``. Raises ValueError for a name that is not registered.
+    :func:`slowfast_fast.models.slowfast_network` and of ``create_slowfast``, one of a single pathway those of
+    :func:`slowfast_fast.models.single_pathway` and ``create_resnet``.
+
+    Raises ValueError for a name that is not registered.
     """
     return entry(name).create(**overrides)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
-from .fused import Parts, conv_norm_act, conv_norm_act_concat, residual
+from .. import ops
+from ..explanation import note, recording
+from .fused import Parts, conv_norm_act, conv_norm_act_concat, has_global_hooks, is_observed, residual
 from .rearrange import ChannelToTime, RepeatFrames, SampleFrames, TimeToChannel
 
 KINDS = ("conv", "time_to_channel", "sampling", "none")
@@ -109,6 +112,11 @@ class Lateral(nn.Module):
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
         """(N, C, T, H, W), (N, C', T', H, W) -> (N, C + K, T, H, W), or (N, C, T, H, W) where it is a sum."""
         layer: Parts = (self.transform, self.norm, self.activation)
+        if self.join == "concat" and only_moves_frames(*layer):
+            moved = cast("TimeToChannel | SampleFrames", self.transform)
+            if recording():
+                note((moved,), "frames_concat")
+            return ops.frames_concat(target, source, alpha=moved.alpha, taps=moved.taps)
         if self.join == "concat":
             return conv_norm_act_concat(target, source, *layer)
         if self.activation is None:
@@ -117,6 +125,12 @@ class Lateral(nn.Module):
 
     def extra_repr(self) -> str:
         return f"join={self.join}"
+
+
+def only_moves_frames(transform: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> bool:
+    """Whether a connection from fast to slow is what ``ops.frames_concat`` does, to anyone who looks."""
+    known = type(transform) in (TimeToChannel, SampleFrames) and not (is_observed(transform) or has_global_hooks())
+    return known and norm is None and activation is None
 
 
 class FuseLaterals(nn.Module):

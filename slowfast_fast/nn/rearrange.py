@@ -13,16 +13,25 @@ class _Frames(nn.Module):
 
 
 class TimeToChannel(_Frames):
-    """(N, C, alpha * T, H, W) -> (N, alpha * C, T, H, W): channel j * C + c is channel c of frame alpha * t + j."""
+    """(N, C, alpha * T, H, W) -> (N, alpha * C, T, H, W): channel j * C + c is channel c of frame alpha * t + j.
+
+    Frames at the end that do not make alpha are left out. ``taps`` is how many of every alpha frames are taken, as
+    ``ops.frames_concat`` has it.
+    """
+
+    @property
+    def taps(self) -> int:
+        return self.alpha
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] % self.alpha:
-            raise ValueError(f"the fast pathway's frames must be a multiple of alpha {self.alpha}; got {x.shape[2]}")
+        x = x[:, :, : x.shape[2] // self.alpha * self.alpha]
         return x.unflatten(2, (-1, self.alpha)).movedim(3, 1).flatten(1, 2)
 
 
 class SampleFrames(_Frames):
     """(N, C, T_fast, H, W) -> every alpha-th frame, from the first one on."""
+
+    taps = 1
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, :: self.alpha]

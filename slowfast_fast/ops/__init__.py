@@ -2,6 +2,7 @@
 
 from .batch_norm_max_pool import batch_norm_max_pool
 from .bottleneck import bottleneck
+from .frames_concat import frames_concat, max_pool_frames_concat, temporal_conv_frames_concat
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
 from .pack_pathways import pack_pathways
@@ -11,12 +12,15 @@ from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 __all__ = [
     "batch_norm_max_pool",
     "bottleneck",
+    "frames_concat",
     "lateral_concat",
     "lateral_concat_bn",
     "max_pool",
+    "max_pool_frames_concat",
     "max_pool_lateral_concat",
     "pack_pathways",
     "temporal_conv",
     "temporal_conv_bn",
+    "temporal_conv_frames_concat",
     "temporal_conv_lateral_concat",
 ]

@@ -9,6 +9,7 @@
 #include "bottleneck.h"
 #include "cuda_host.h"
 #include "device.h"
+#include "frames_concat.h"
 #include "pack_pathways.h"
 #include "wide.h"
 
@@ -20,6 +21,7 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
   slowfast_fast::register_batch_norm_max_pool<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_bottleneck<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_wide<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_frames_concat<slowfast_fast::CudaHost>(m);
 }
 
 extern "C" {
