@@ -146,7 +146,7 @@ def test_a_killed_run_resumes_to_the_same_losses(folder, tmp_path):
     command = [sys.executable, EXAMPLES / "train.py", *map(str, arguments), "--out", out]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not (out / "checkpoint.pt").exists() or len(rows(out)) < 6:
+    while not (out / "checkpoint.pt").exists() or len(rows(out)) < 4:
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -214,7 +214,7 @@ def test_stock_has_the_same_losses(folder, tmp_path):
         losses.append([float(row["loss"]) for row in rows(tmp_path / name)])
     assert len(losses[0]) == 4
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2), "what rounding comes to in three steps"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "what rounding comes to in three steps"
 
 
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
@@ -224,7 +224,7 @@ def test_autocast(folder, tmp_path, amp):
     run("train", *arguments, "--out", tmp_path / amp, "--amp", amp)
     losses = [[float(row["loss"]) for row in rows(tmp_path / name)] for name in ("float32", amp)]
     assert losses[1][0] != losses[0][0]
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.05)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
     assert torch.load(tmp_path / amp / "checkpoint.pt", weights_only=True)["scaler"].get("scale", 1) > 0
 
 
