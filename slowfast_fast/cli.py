@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,108 @@ def models(names: tuple[str, ...], crop: int) -> None:
         click.echo(table(names or None, crop))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _views(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", value)
+    if found is None:
+        raise click.BadParameter(f"expected clips x crops, as 10x3; got {value!r}")
+    return int(found[1]), int(found[2])
+
+
+@main.command()
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="slowfast_r50_8x8", show_default=True, help="A name that `models` lists")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="The weights, from any library that `convert` knows"
+)
+@click.option("--random-weights", is_flag=True, help="Run untrained, to see that it works")
+@click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes: a line each, or JSON")
+@click.option("--classes", type=int, help="How many there are  [default: as many as labels, or the model's]")
+@click.option("--views", default="10x3", show_default=True, callback=_views, help="Clips over time x crops of each")
+@click.option("--crop", type=int, default=256, show_default=True, help="Pixels of a view")
+@click.option("--rule", default="pytorchvideo", show_default=True, help="The library whose frames the pathways see")
+@click.option("--device", help="cpu or cuda  [default: a GPU if there is one]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--top", type=int, default=5, show_default=True, help="How many classes to name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw PNG; of several videos, a folder of them")
+def classify(
+    videos: tuple[Path, ...],
+    checkpoint: Path | None,
+    random_weights: bool,
+    labels: Path | None,
+    views: tuple[int, int],
+    device: str | None,
+    dtype: str,
+    top: int,
+    as_json: bool,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    """Tell what VIDEOs show: files, or folders of them.
+
+    A video that cannot be read is reported, and the others go on; the exit status is then 1.
+    """
+    import torch
+
+    from . import classify as classifying
+    from .bench.chart import require_matplotlib
+    from .compat._convert import CheckpointError
+    from .data import VideoError
+
+    if (checkpoint is None) != random_weights:
+        raise click.UsageError(
+            "give the network's weights with --checkpoint FILE, or --random-weights to see that it runs without"
+        )
+    try:
+        if plot is not None:
+            require_matplotlib()
+        files = classifying.find_videos(videos)
+        classifier = classifying.Classifier(
+            checkpoint=checkpoint,
+            labels=None if labels is None else classifying.read_labels(labels),
+            views=views,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=getattr(torch, dtype),
+            **options,
+        )
+    except (FileNotFoundError, ImportError, CheckpointError) as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if random_weights:
+        click.echo("The weights are random: the answers mean nothing.", err=True)
+    told, failed = [], []
+    if plot is not None and len(files) > 1:
+        plot.mkdir(parents=True, exist_ok=True)
+    with click.progressbar(files, label="classifying", file=sys.stderr, item_show_func=_name) as bar:
+        for file in bar:
+            try:
+                answer = classifier(file, top)
+            except VideoError as error:
+                failed.append({"video": str(file), "error": str(error)})
+                continue
+            told.append(answer)
+            if plot is not None:
+                # Of the whole path: files of one name may lie in several folders.
+                to = plot / ("_".join(file.with_suffix("").parts).strip("/_") + ".png") if len(files) > 1 else plot
+                classifying.draw(answer, classifier.slow_frames(), to)
+    if as_json:
+        found = [*(answer.as_json() | {"random_weights": random_weights} for answer in told), *failed]
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for answer in told:
+            lines = [f"{100 * probability:6.1f} %  {label}" for label, probability in answer.top]
+            click.echo("\n".join([f"{answer.video} ({answer.views} views)", *lines]))
+    for failure in failed:
+        click.echo(f"Error: {failure['error']}", err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _name(file: Path | None) -> str | None:
+    return None if file is None else file.name
 
 
 @main.command()
