@@ -22,7 +22,7 @@ def by_frames(lstm: ConvLSTM, x: Tensor) -> Tensor:
     """Shi et al., frame by frame and direction by direction; the 32-bit weights are used in the dtype of ``x``."""
     size = lstm.hidden
     w_x, b_x = lstm.input.weight.to(x.dtype)[:, :, 0], lstm.input.bias.to(x.dtype)
-    w_h = lstm.recurrent.weight.to(x.dtype)
+    w_h = lstm.recurrent.weight.to(x.dtype)[:, :, 0]
     pad = w_h.shape[-1] // 2
     both = []
     for direction in range(2):

@@ -11,7 +11,7 @@ from ..nn.conv_lstm import ConvLSTM
 from ..nn.head import create_res_basic_head
 from ..nn.net import MultiPathWayWithFuse, Net, PoolConcatPathway
 from ..nn.stem import create_res_basic_stem
-from ._pathway import make_stage
+from ._pathway import Module, make_stage
 from .registry import Recipe, register
 
 SHARING = ("none", "same_level", "across_levels")
@@ -28,6 +28,7 @@ def slowfast_convlstm(
     share: str = "none",
     model_num_class: int = 400,
     dropout_rate: float = 0.5,
+    head_pool: Module = nn.AdaptiveAvgPool3d,
 ) -> nn.Module:
     """SlowFast of 2-D residual blocks and a bidirectional ConvLSTM.
 
@@ -46,6 +47,7 @@ def slowfast_convlstm(
             both pathways at each level, which needs beta = 1; "across_levels": these, and those of all levels, and the
             ConvLSTMs of all levels, which needs growth = 1 as well.
         model_num_class, dropout_rate: as for ``create_slowfast``.
+        head_pool: of each pathway, called with the output size, 1.
 
     Raises ValueError for arguments that do not exist or do not fit.
     """
@@ -74,7 +76,7 @@ def slowfast_convlstm(
         residual.append((slow, fast))
         recurrent.append(lstm)
         levels.append(_pathways([slow, nn.Sequential(fast, lstm)]))
-    pools = nn.ModuleList(nn.AdaptiveAvgPool3d(1) for _ in widths)
+    pools = nn.ModuleList(head_pool(1) for _ in widths)
     head = create_res_basic_head(
         in_features=sum(widths) * growth ** (len(depths) - 1),
         out_features=model_num_class,
@@ -117,6 +119,6 @@ def _share(module: nn.Module, source: nn.Module) -> None:
     level that keeps its size has no projection."""
     theirs = dict(source.named_modules())
     for name, part in module.named_modules():
-        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and name in theirs:
+        if isinstance(part, nn.Conv3d) and name in theirs:
             part.weight = theirs[name].weight
             part.bias = theirs[name].bias

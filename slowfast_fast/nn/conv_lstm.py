@@ -28,9 +28,10 @@ class ConvLSTM(nn.Module):
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, for the state to keep its size; got {kernel}")
         self.hidden = hidden
-        # Channels: (direction, gate i f o g, hidden).
-        self.input = nn.Conv3d(channels, 8 * hidden, (1, kernel, kernel), padding=(0, kernel // 2, kernel // 2))
-        self.recurrent = nn.Conv2d(2 * hidden, 8 * hidden, kernel, padding=kernel // 2, groups=2, bias=False)
+        # Channels: (direction, gate i f o g, hidden). Both have five dimensions, as every weight of the package.
+        size, padding = (1, kernel, kernel), (0, kernel // 2, kernel // 2)
+        self.input = nn.Conv3d(channels, 8 * hidden, size, padding=padding)
+        self.recurrent = nn.Conv3d(2 * hidden, 8 * hidden, size, padding=padding, groups=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, T, H, W) -> (N, 2 * hidden, T, H, W): h of every frame, that of the first direction first."""
@@ -38,7 +39,7 @@ class ConvLSTM(nn.Module):
         hidden: Tensor | None = None
         cell: Tensor | None = None
         states = []
-        for gates in torch.cat([onward, back.flip(2)], 1).unbind(2):
+        for gates in torch.cat([onward, back.flip(2)], 1).split(1, 2):
             if hidden is not None:
                 gates = gates + self.recurrent(hidden)
             i, f, o, g = gates.unflatten(1, (2, 4, self.hidden)).unbind(2)
@@ -46,5 +47,5 @@ class ConvLSTM(nn.Module):
             cell = new if cell is None else f.sigmoid() * cell + new
             hidden = (o.sigmoid() * cell.tanh()).flatten(1, 2)
             states.append(hidden)
-        onward, back = torch.stack(states, 2).chunk(2, 1)
+        onward, back = torch.cat(states, 2).chunk(2, 1)
         return torch.cat([onward, back.flip(2)], 1)
