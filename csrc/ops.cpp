@@ -43,6 +43,23 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
       "bottleneck_out(Tensor(a!) out, Tensor x, Tensor weight_a, Tensor shift_a, Tensor weight_b, Tensor shift_b, "
       "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "
       "int padding, int stride, int dilation, bool tf32) -> ()");
+  m.def(
+      "bottleneck_bn(Tensor x, Tensor weight_a, Tensor? gamma_a, Tensor? beta_a, "
+      "Tensor weight_b, Tensor? gamma_b, Tensor? beta_b, Tensor weight_c, Tensor? gamma_c, Tensor? beta_c, "
+      "Tensor? shortcut_weight, Tensor? shortcut_gamma, Tensor? shortcut_beta, "
+      "int stride_a, int padding_a, int dilation_a, int stride, int dilation, "
+      "float eps_a, float eps_b, float eps_c, float shortcut_eps, bool tf32) "
+      "-> (Tensor out, Tensor raw_a, Tensor raw_b, "
+      "Tensor stats_a, Tensor stats_b, Tensor stats_c, Tensor shortcut_stats)");
+  m.def(
+      "bottleneck_bn_backward(Tensor grad, Tensor x, Tensor weight_a, Tensor? gamma_a, Tensor? beta_a, "
+      "Tensor weight_b, Tensor? gamma_b, Tensor? beta_b, Tensor weight_c, Tensor? gamma_c, "
+      "Tensor? shortcut_weight, Tensor? shortcut_gamma, Tensor out, Tensor raw_a, Tensor raw_b, "
+      "Tensor stats_a, Tensor stats_b, Tensor stats_c, Tensor shortcut_stats, "
+      "int stride_a, int padding_a, int dilation_a, int stride, int dilation, int needs, bool tf32) "
+      "-> (Tensor dx, Tensor dweight_a, Tensor dgamma_a, Tensor dbeta_a, Tensor dweight_b, Tensor dgamma_b, "
+      "Tensor dbeta_b, Tensor dweight_c, Tensor dgamma_c, Tensor dbeta_c, "
+      "Tensor dshortcut_weight, Tensor dshortcut_gamma, Tensor dshortcut_beta)");
   m.def("temporal_conv_pack(Tensor x, Tensor weight, int stride, int padding, int dilation, bool tf32) -> Tensor");
   m.def(
       "temporal_conv_packed(Tensor x, Tensor weight, Tensor packed, Tensor? scale, Tensor? shift, Tensor? residual, "

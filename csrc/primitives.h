@@ -134,9 +134,12 @@ struct ConvBackward {
     Rows residual;
   } bn;
   OutRows dx;
-  void* dweight;  // (K, C, kt), contiguous, in dtype
-  void* dscale;   // dscale or dgamma
-  void* dshift;   // dshift or dbeta
+  // The next two by the CPU alone so far.
+  Rows dx_residual;  // added to dx; may be dx itself
+  OutRows dconv;     // the gradient of the convolution's output, for a library's convolution; may be grad itself
+  void* dweight;     // (K, C, kt), contiguous, in dtype
+  void* dscale;      // dscale or dgamma
+  void* dshift;      // dshift or dbeta
   OutRows dresidual;
 };
 

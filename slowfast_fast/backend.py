@@ -65,6 +65,7 @@ KERNELS = {
     "lateral_concat": ("lateral_concat", "temporal_conv_backward"),
     "lateral_concat_bn": ("lateral_concat_bn", "temporal_conv_bn_backward", "update_running_stats"),
     "bottleneck": ("bottleneck", "bottleneck_out"),
+    "bottleneck_bn": ("bottleneck_bn", "bottleneck_bn_backward", "update_running_stats"),
     "batch_norm_max_pool": ("batch_norm_max_pool", "batch_norm_max_pool_backward", "update_running_stats"),
     "max_pool": ("max_pool",),
     "pack_pathways": ("pack_pathways",),

@@ -64,6 +64,23 @@ def choose(
 
     Raises RuntimeError if a backend was forced that cannot run it.
     """
+    backend, reason = decide(op, x, weight, stride, tf32=tf32, direction=direction, dtype=dtype)
+    if backend is None:
+        raise RuntimeError(f"backend {forced()!r} was asked for and cannot run {op}: {reason}")
+    return Choice(backend, reason)
+
+
+def decide(
+    op: str,
+    x: Tensor,
+    weight: Tensor | None = None,
+    stride: int = 1,
+    *,
+    tf32: bool = False,
+    direction: str = "fwd",
+    dtype: torch.dtype | None = None,
+) -> tuple[str | None, str]:
+    """The same, with None for a forced backend that cannot run the call, and the reason."""
     device = x.device
     by_shape = forced() == "auto" and device.type == "cuda" and weight is not None
     situation = (
@@ -71,10 +88,7 @@ def choose(
         shape_class(weight, stride) if by_shape and weight is not None else "",
         device.type == "cuda" and torch.are_deterministic_algorithms_enabled(),
     )
-    backend, reason = _decide(*situation)
-    if backend is None:
-        raise RuntimeError(f"backend {forced()!r} was asked for and cannot run {op}: {reason}")
-    return Choice(backend, reason)
+    return _decide(*situation)
 
 
 _decisions: dict[tuple[Any, ...], tuple[str | None, str]] = {}

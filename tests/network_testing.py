@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slowfast_fast
-from slowfast_fast.nn import fused as fused_rules
 from slowfast_fast.reference.slowfast import SlowFast
 
 SMALL: dict[str, Any] = {
@@ -23,11 +22,11 @@ SMALL: dict[str, Any] = {
     "model_num_class": 7,
     "head_pool_kernel_sizes": ((2, 1, 1), (8, 1, 1)),
 }
-# The laterals, and the temporal convolutions of res2..res5 (fast) and of res4 and res5 (slow).
-FUSED_SITES = 4 + 4 + 2
-if fused_rules.FUSE_POINTWISE:
-    # Of res2 and res3 (slow) the a convolutions, every c, and the shortcuts of res2: the others have a spatial stride.
-    FUSED_SITES += 2 + 8 + 2
+# Convolutions that an op covers. In training: the laterals, and the blocks with their shortcuts; one that runs layer by
+# layer loses its b, and its shortcut where that has a spatial stride.
+FUSED_SITES = 4 + 8 * 4
+# Layer by layer: the laterals, every a and c, and the shortcuts of res2.
+LAYER_SITES = 4 + 8 + 8 + 2
 FUSED_STEMS = 2  # in training
 TOLERANCE = 1e-7  # float64; BatchNorm over few values amplifies rounding
 
@@ -109,7 +108,9 @@ def assert_as_exact_as_stock(
 
 
 def fused_sites(model: nn.Module, x: list[Tensor]) -> int:
-    return sum(row.backend != "torch" for row in slowfast_fast.explain(model, x, show=False).rows)
+    """Convolutions that an op covers."""
+    rows = [row for row in slowfast_fast.explain(model, x, show=False).rows if row.backend != "torch"]
+    return sum("conv" in name.rpartition(".")[2] for row in rows for name in row.modules)
 
 
 def reasons(model: nn.Module, x: list[Tensor]) -> dict[str, str]:

@@ -321,6 +321,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.lead = s.padding - 2;
   plan.blocking = conv_blocking(plan);
   plan.gather = must_gather(plan);
+  plan.residual = args.dx_residual;
   plan.y = args.dx;
   run_conv(plan, {args.weight, s.kt, s.c * s.kt, true, args.scale});
 }
@@ -438,7 +439,7 @@ void Cpu::backward(const ConvBackward& args) {
   gradient.y = bn ? Rows{} : args.y;
   gradient.raw = args.bn.raw;
   gradient.residual = args.bn.residual;
-  const bool products = args.dx.data || args.dweight || (!bn && args.dscale);
+  const bool products = args.dx.data || args.dweight || args.dconv.data || (!bn && args.dscale);
   std::unique_ptr<NormalisedGradient> normalised;
   if (bn) {
     normalised = std::make_unique<NormalisedGradient>(args, s.k);
@@ -455,6 +456,11 @@ void Cpu::backward(const ConvBackward& args) {
         for (int64_t k = 0; k < s.k; ++k)
           static_cast<A*>(args.dshift)[k] = static_cast<A>(sums[static_cast<size_t>(k)]);
       });
+  }
+  if (args.dconv.data) {
+    const GradientPlan plan{args.dtype, s.n, s.t_out, s.p, s.k, gradient, args.dconv};
+    parallel(s.n * s.t_out * ceil_div(s.p, row_block),
+             [&](int64_t begin, int64_t end) { kernels().gradient(plan, begin, end); });
   }
   if (args.dx.data) dgrad(args, gradient);
   if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);

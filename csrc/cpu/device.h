@@ -14,10 +14,10 @@ class Cpu {
   void pack(const ConvForward& args, void* to);
   void max_pool(const MaxPool& args);
   void pack_pathways(const PackPathways& args);
-  void statistics(const RowStatistics& args);
   void normalise_pool(const NormalisePool& args);
   void normalise_pool_backward(const NormalisePoolBackward& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
+  void statistics(const RowStatistics& args);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
   void bottleneck(const Bottleneck& args);

@@ -134,6 +134,14 @@ struct MomentsPlan {
   double* moments;
 };
 
+// to = the gradient as products read it.
+struct GradientPlan {
+  Dtype dtype;
+  int64_t n, t, p, k;
+  Source gradient;
+  OutRows to;
+};
+
 // max_pool of x as it is, or where there is a factor, of act((x - mean) * factor + beta). Tasks: rows of the result's
 // images.
 struct PoolPlan {
@@ -181,6 +189,7 @@ struct Kernels {
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
   void (*moments)(const MomentsPlan&, int64_t, int64_t);
+  void (*gradient)(const GradientPlan&, int64_t, int64_t);
   void (*max_pool)(const PoolPlan&, int64_t, int64_t);
   void (*pool_sums)(const PoolSumsPlan&, int64_t, int64_t);
   void (*pool_gradient)(const PoolGradientPlan&, int64_t, int64_t);

@@ -109,14 +109,26 @@ def residual(x: Tensor, branch: Sequence[Step], shortcut: Tensor, act: nn.Module
 
 def modules_needed(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> str | None:
     """Why (conv, norm, act) must run as module calls; None where an op has the same result and side effects."""
-    if type(conv) is not nn.Conv3d:
-        return f"{type(conv).__name__} is not a plain Conv3d"
+    if type(conv) is nn.Conv3d and not_in_time(conv) is not None:
+        return not_in_time(conv)
+    return not_fusable(conv, norm, act)
+
+
+def not_in_time(conv: nn.Conv3d) -> str | None:
+    """Why a convolution is not one along T alone."""
     if conv.kernel_size[1:] != (1, 1):
         return "spatial kernel"
     if conv.stride[1:] != (1, 1):
         return "spatial stride"
     if isinstance(conv.padding, str) or conv.padding[1:] != (0, 0):
         return f"padding {conv.padding}"
+    return None
+
+
+def not_fusable(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> str | None:
+    """What but its geometry keeps a layer from an op."""
+    if type(conv) is not nn.Conv3d:
+        return f"{type(conv).__name__} is not a plain Conv3d"
     if conv.groups != 1:
         return f"{conv.groups} groups"
     if conv.padding_mode != "zeros":

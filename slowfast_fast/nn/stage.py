@@ -6,7 +6,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .bottleneck import BasicBlock, BottleneckBlock
-from .fused import conv_norm_act, has_global_hooks, is_observed, residual
+from .fused import Step, has_global_hooks, is_observed, run_step
+from .residual import residual_block
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -123,12 +124,16 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
-        branch1_conv, branch2, activation = self.branch1_conv, self.branch2, self.activation
-        shortcut = x if branch1_conv is None else conv_norm_act(x, branch1_conv, self.branch1_norm, None)
+        branch2, activation = self.branch2, self.activation
+        projection: list[Step] = []
+        if self.branch1_conv is not None:
+            projection.append((self.branch1_conv, self.branch1_norm, None))
         if self.branch_fusion is add:
             known = type(branch2) in (BottleneckBlock, BasicBlock)
             opened = known and not (is_observed(branch2) or has_global_hooks())
-            return residual(x, cast(BottleneckBlock, branch2).layers() if opened else [branch2], shortcut, activation)
+            branch: Sequence[Step] = cast(BottleneckBlock, branch2).layers() if opened else [branch2]
+            return residual_block(x, branch, projection, activation)
+        shortcut = run_step(projection[0], x) if projection else x
         x = self.branch_fusion(shortcut, branch2(x))
         return x if activation is None else activation(x)
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops._layout import as_rows
-from .fused import Parts, Step, conv_norm_act_concat, has_global_hooks, is_observed, residual, run_step
+from .fused import Parts, Step, conv_norm_act_concat, has_global_hooks, is_observed
 from .pooled import run_steps
+from .residual import residual_block
 
 UNIT = "_slowfast_fast_unit"  # the attribute of an accelerated class that holds its unit
 
@@ -150,10 +151,7 @@ class Residual(Unit):
 
     def _block(self, module: nn.Module, x: Tensor) -> Tensor:
         steps = [step for named in self.branch for step in steps_of(module, named)]
-        shortcut = x
-        for step in steps_of(module, self.shortcut):
-            shortcut = run_step(step, shortcut)
-        return residual(x, steps, shortcut, part(module, self.act))
+        return residual_block(x, steps, steps_of(module, self.shortcut), part(module, self.act))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from .batch_norm_max_pool import batch_norm_max_pool
 from .bottleneck import bottleneck
+from .bottleneck_bn import NormedConv, bottleneck_bn
 from .frames_concat import frames_concat, max_pool_frames_concat, temporal_conv_frames_concat
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
@@ -10,8 +11,10 @@ from .temporal_conv import temporal_conv, temporal_conv_bn
 from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 
 __all__ = [
+    "NormedConv",
     "batch_norm_max_pool",
     "bottleneck",
+    "bottleneck_bn",
     "frames_concat",
     "lateral_concat",
     "lateral_concat_bn",

@@ -66,14 +66,18 @@ class BatchNorm(NamedTuple):
 
     def update_running_stats(self, backend: str, results: tuple[Tensor, ...]) -> Tensor:
         """The output among the ``results`` of a kernel, after moving the running statistics towards those of its
-        batch; an empty batch is counted and no more."""
+        batch."""
         output, _, mean, _, unbiased_var = results
+        self.move(backend, output.shape[0], mean, unbiased_var)
+        return output
+
+    def move(self, backend: str, n: int, mean: Tensor, unbiased_var: Tensor) -> None:
+        """The running statistics towards those of a batch of ``n``; an empty one is counted and no more."""
         if self.running_mean is None:
-            return output
-        if output.shape[0] > 0:
+            return
+        if n > 0:
             kernel(backend, "update_running_stats")(
                 self.running_mean, self.running_var, self.num_batches_tracked, mean, unbiased_var, self.momentum
             )
         elif self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return output

@@ -44,6 +44,17 @@ def kernel(weight: Tensor, x: Tensor, x_name: str) -> None:
         )
 
 
+def weight(name: str, tensor: Tensor | None, x: Tensor, shape: tuple[int | str, ...], why: str) -> Tensor:
+    """A weight of a block on ``x``. ``shape`` has a name where any size from 1 will do."""
+    like(name, tensor, x, "x")  # type: ignore[arg-type]  # which raises for None
+    assert tensor is not None
+    given = tuple(tensor.shape)
+    if len(given) != 5 or any(g != s if isinstance(s, int) else g == 0 for g, s in zip(given, shape, strict=True)):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must be ({expected}), {why}; got shape {given}")
+    return tensor
+
+
 def same_padding(padding: int | None, weight: Tensor) -> int:
     """``padding``, or the one that keeps T at stride and dilation 1."""
     taps = weight.shape[2]

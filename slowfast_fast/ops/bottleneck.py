@@ -100,10 +100,10 @@ def _check(
 ) -> tuple[int, tuple[int, ...]]:
     """Check all but x. Returns the padding of a and the shape of the output."""
     weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight, shortcut_shift = others
-    weight_a = _weight("weight_a", weight_a, x, ("J", x.shape[1], "kt", 1, 1), "with the C of x")
+    weight_a = _checks.weight("weight_a", weight_a, x, ("J", x.shape[1], "kt", 1, 1), "with the C of x")
     j, _, taps, _, _ = weight_a.shape
-    _weight("weight_b", weight_b, x, (j, j, 1, 3, 3), "with the J of weight_a")
-    weight_c = _weight("weight_c", weight_c, x, ("K", j, 1, 1, 1), "with the J of weight_a")
+    _checks.weight("weight_b", weight_b, x, (j, j, 1, 3, 3), "with the J of weight_a")
+    weight_c = _checks.weight("weight_c", weight_c, x, ("K", j, 1, 1, 1), "with the J of weight_a")
     for name, value in (("stride", stride), ("dilation", dilation)):
         if _checks.integer(name, value, 1) > 2:
             raise ValueError(f"{name} must be 1 or 2; got {value}")
@@ -122,24 +122,13 @@ def _check(
         absent = "shortcut_weight" if shortcut_weight is None else "shortcut_shift"
         raise ValueError(f"shortcut_weight and shortcut_shift must be given together; got None for {absent}")
     if shortcut_weight is not None:
-        _weight("shortcut_weight", shortcut_weight, x, (k, c, 1, 1, 1), "with the K of weight_c and the C of x")
+        _checks.weight("shortcut_weight", shortcut_weight, x, (k, c, 1, 1, 1), "with the K of weight_c and the C of x")
         _shift("shortcut_shift", shortcut_shift, weight_c)
     elif c != k or stride != 1:
         raise ValueError(
             f"shortcut_weight must be given where x cannot be added to the result: C = {c}, K = {k}, stride {stride}"
         )
     return padding, (n, k, t, (h - 1) // stride + 1, (w - 1) // stride + 1)
-
-
-def _weight(name: str, weight: Tensor | None, x: Tensor, shape: tuple[int | str, ...], why: str) -> Tensor:
-    """Check a weight. ``shape`` has a name where any size from 1 will do."""
-    _checks.like(name, weight, x, "x")  # type: ignore[arg-type]  # which raises for None
-    assert weight is not None
-    given = tuple(weight.shape)
-    if len(given) != 5 or any(g != s if isinstance(s, int) else g == 0 for g, s in zip(given, shape, strict=True)):
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"{name} must be ({expected}), {why}; got shape {given}")
-    return weight
 
 
 def _shift(name: str, shift: Tensor | None, weight: Tensor) -> None:

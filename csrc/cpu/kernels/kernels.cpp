@@ -120,6 +120,12 @@ void moments(const MomentsPlan& plan, int64_t begin, int64_t end) {
     moments_of_rows<T, row_width<T>>(plan, begin, end);
   });
 }
+void gradient(const GradientPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    gradient_rows<T, row_width<T>>(plan, begin, end);
+  });
+}
 
 void max_pool(const PoolPlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.pool.dtype, [&](auto t) {
@@ -153,10 +159,10 @@ void pack_pathways(const PackPathways& args, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
-                                 conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
-                                 bottleneck_scratch, bottleneck, normalise,     sums,         moments,
-                                 max_pool,           pool_sums,  pool_gradient, pack_pathways};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch,  pack,
+                                 conv_scratch,       conv,       wgrad_scratch, wgrad,         wgrad_result,
+                                 bottleneck_scratch, bottleneck, normalise,     sums,          moments,
+                                 gradient,           max_pool,   pool_sums,     pool_gradient, pack_pathways};
   return table;
 }
 

@@ -102,6 +102,17 @@ void moments_of_rows(const MomentsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+template <typename T, int W>
+void gradient_rows(const GradientPlan& plan, int64_t begin, int64_t end) {
+  for_row_blocks(plan, begin, end, [&](int64_t, int64_t n, int64_t t, int64_t p, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const SourceRow<T, W> row(plan.gradient, n, t, p + i);
+      T* to = row_at<T>(plan.to, n, t, p + i);
+      for (int64_t c = 0; c < plan.k; c += W) store<W>(to + c, row(c, plan.k - c), plan.k - c);
+    }
+  });
+}
+
 // Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
 constexpr int64_t gathered = 16;
 

@@ -1,0 +1,202 @@
+// The parts that the forward and the backward of bottleneck_bn share: the geometry of a residual block, its layers, and
+// what a device does with one of them.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include "images.h"
+
+namespace slowfast_fast {
+
+// In T for a; in H and W for b, which has as much padding as dilation. The shortcut has the strides of both.
+struct BlockGeometry {
+  int64_t stride_a, padding_a, dilation_a;
+  SpatialConv b;
+};
+
+struct BlockShape {
+  ConvShape a, b, c, shortcut;  // b: all but its products, which are a library's; shortcut.k = 0 without one
+  int64_t h, w, h_out, w_out;
+  BlockGeometry geometry;
+
+  Sizes sizes_a() const { return {a.n, a.k, a.t_out, h, w}; }
+  Sizes sizes_out(int64_t channels) const { return {a.n, channels, a.t_out, h_out, w_out}; }
+  // Whether the shortcut leaves positions of x out.
+  bool subsamples() const { return geometry.stride_a > 1 || geometry.b.stride > 1; }
+};
+
+// Checks x and the weights.
+inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Tensor& weight_b, const Tensor& weight_c,
+                              const OptionalTensor& shortcut_weight, const BlockGeometry& g) {
+  const auto check_weight = [&](const Tensor& weight, const Sizes& sizes, const char* name) {
+    check_like(weight, x, name);
+    check_sizes(weight, sizes, name);
+    STD_TORCH_CHECK(weight.is_contiguous(), name, " must be contiguous");
+  };
+  BlockShape s{};
+  s.a = conv_shape(x, weight_a, g.stride_a, g.padding_a, g.dilation_a);
+  for (int64_t d = 1; d < 5; ++d) STD_TORCH_CHECK(x.size(d) >= 1, "x may be empty in N only");
+  STD_TORCH_CHECK(g.b.stride >= 1 && g.b.dilation >= 1, "stride and dilation must be positive");
+  STD_TORCH_CHECK(weight_c.dim() == 5 && weight_c.size(0) >= 1, "weight_c must be (K, J, 1, 1, 1)");
+  s.geometry = g;
+  s.h = x.size(3);
+  s.w = x.size(4);
+  s.h_out = (s.h - 1) / g.b.stride + 1;
+  s.w_out = (s.w - 1) / g.b.stride + 1;
+  const int64_t j = s.a.k, k = weight_c.size(0);
+  check_weight(weight_b, {j, j, 1, 3, 3}, "weight_b");
+  check_weight(weight_c, {k, j, 1, 1, 1}, "weight_c");
+  const auto pointwise = [&](int64_t in, int64_t out) -> ConvShape {
+    return {s.a.n, in, out, s.a.t_out, s.a.t_out, s.h_out * s.w_out, 1, 1, 0, 1};
+  };
+  s.b = pointwise(j, j);
+  s.c = pointwise(j, k);
+  if (shortcut_weight) {
+    check_weight(*shortcut_weight, {k, s.a.c, 1, 1, 1}, "shortcut_weight");
+    STD_TORCH_CHECK((s.a.t_in - 1) / g.stride_a + 1 == s.a.t_out, "a and the shortcut must leave the same T");
+    s.shortcut = pointwise(s.a.c, k);
+  } else {
+    STD_TORCH_CHECK(s.a.c == k && s.a.t_in == s.a.t_out && !s.subsamples(),
+                    "without a shortcut x itself is added: C must be K, and T, H and W be kept");
+  }
+  return s;
+}
+
+inline Tensor empty_statistics(const Tensor& x, int64_t k) {
+  const std::array<int64_t, 2> sizes{3, k};
+  return torch::stable::empty({sizes.data(), 2}, accumulation_type(x), std::nullopt, x.device());
+}
+
+// A convolution and the BatchNorm behind it.
+struct NormedLayer {
+  ConvShape shape;
+  const void *weight, *gamma, *beta;
+  void *mean, *invstd, *unbiased_var;  // the rows of a (3, k) tensor
+
+  NormedLayer(const ConvShape& s, const Tensor& x, const Tensor& weights, const OptionalTensor& gammas,
+              const OptionalTensor& betas, const Tensor& statistics)
+      : shape(s),
+        weight(weights.data_ptr()),
+        gamma(vector(gammas, x, s.k, "gamma")),
+        beta(vector(betas, x, s.k, "beta")) {
+    STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 3 && statistics.size(1) == s.k &&
+                        statistics.is_contiguous() && statistics.scalar_type() == accumulation_type(x) &&
+                        statistics.device() == x.device(),
+                    "statistics must be a contiguous (3, ", s.k, ") in the accumulation dtype, on the device of x");
+    char* row = static_cast<char*>(statistics.data_ptr());
+    const int64_t next = s.k * static_cast<int64_t>(statistics.element_size());
+    mean = row;
+    invstd = row + next;
+    unbiased_var = row + 2 * next;
+  }
+};
+
+template <class Device>
+class Block {
+ public:
+  Block(const BlockShape& s, const Tensor& x, bool tf32)
+      : s_(s), x_(x), dtype_(dtype_of(x, "x")), tf32_(tf32), device_(x) {}
+
+  void convolve(const NormedLayer& layer, const Tensor& x, const Tensor& y) { device_.forward(forward(layer, x, y)); }
+
+  void convolve(const NormedLayer& layer, const Tensor& x, const Tensor& y, double eps) {
+    device_.forward_stats(forward(layer, x, y), {layer.mean, layer.invstd, layer.unbiased_var, eps});
+  }
+
+  // Of what a library convolved.
+  void statistics(const NormedLayer& layer, const Tensor& raw, double eps) {
+    const ConvShape& s = layer.shape;
+    device_.statistics(
+        {s.n, s.k, s.t_out, s.p, dtype_, rows(raw, "raw"), {layer.mean, layer.invstd, layer.unbiased_var, eps}});
+  }
+
+  // y = act(norm(raw) + residual); y may be raw itself.
+  void normalise(const NormedLayer& layer, const Tensor& raw, const Rows& residual, bool relu, const Tensor& y) {
+    const ConvShape& s = layer.shape;
+    device_.normalise({s.n, s.k, s.t_out, raw.size(3) * raw.size(4), dtype_, rows(raw, "raw"), layer.mean, layer.invstd,
+                       layer.gamma, layer.beta, residual, relu, out_rows(y)});
+  }
+
+  // What the convolution after `layer` reads. It is made again for the backward, never kept.
+  Tensor activated(const NormedLayer& layer, const Tensor& raw) {
+    const Tensor y = empty_channels_last(x_, {raw.size(0), raw.size(1), raw.size(2), raw.size(3), raw.size(4)});
+    normalise(layer, raw, {}, true, y);
+    return y;
+  }
+
+  // The backward of a layer but for what is wanted of it, which is for the caller to add.
+  ConvBackward backward(const NormedLayer& layer, const Tensor& grad, const Tensor& raw, bool relu) const {
+    ConvBackward args{};
+    args.shape = layer.shape;
+    args.dtype = dtype_;
+    args.tf32 = tf32_;
+    args.grad = rows(grad, "grad");
+    args.weight = layer.weight;
+    args.relu = relu;
+    args.bn = {rows(raw, "raw"), layer.mean, layer.invstd, layer.gamma, layer.beta, {}};
+    return args;
+  }
+
+  // g = grad where out > 0, else 0, and its sums over rows.
+  void past_relu(const Tensor& grad, const Tensor& out, const Tensor& g, const Tensor& sums) {
+    ConvBackward args{};
+    args.shape = s_.c;
+    args.dtype = dtype_;
+    args.grad = rows(grad, "grad");
+    args.relu = true;
+    args.y = rows(out, "out");
+    args.dresidual = out_rows(g);
+    args.dshift = sums.data_ptr();
+    device_.backward(args);
+  }
+
+  Device& device() { return device_; }
+
+  // x, or where the shortcut has a stride the positions of x that it sees, copied side by side.
+  Tensor seen_by_shortcut() {
+    if (!s_.subsamples()) return x_;
+    const Tensor seen = empty_channels_last(x_, s_.sizes_out(s_.a.c));
+    for (int64_t n = 0; n < s_.a.n; ++n) copy(strided(rows(x_, "x"), n), of_clip(out_rows(seen), n));
+    return seen;
+  }
+
+  // The reverse, for gradients: `seen` goes where it came from, into zeros.
+  Tensor spread(const Tensor& seen) {
+    if (!s_.subsamples()) return seen;
+    Tensor dx = empty_channels_last(x_, {s_.a.n, s_.a.c, s_.a.t_in, s_.h, s_.w});
+    torch::stable::zero_(dx);
+    for (int64_t n = 0; n < s_.a.n; ++n) copy(of_clip(rows(seen, "seen"), n), strided(out_rows(dx), n));
+    return dx;
+  }
+
+ private:
+  ConvForward forward(const NormedLayer& layer, const Tensor& x, const Tensor& y) const {
+    return {layer.shape, dtype_, tf32_, rows(x, "x"), layer.weight, nullptr, nullptr, {}, false, out_rows(y)};
+  }
+
+  // Rows (T', H', W') of one clip: dense ones, and those of x that the shortcut sees.
+  template <typename Pointer>
+  RowsOf<Pointer> of_clip(const RowsOf<Pointer>& r, int64_t n) const {
+    return {at(r, n), r.stride_t, s_.w_out * r.stride_p, r.stride_p};
+  }
+  template <typename Pointer>
+  RowsOf<Pointer> strided(const RowsOf<Pointer>& r, int64_t n) const {
+    const int64_t stride = s_.geometry.b.stride;
+    return {at(r, n), s_.geometry.stride_a * r.stride_t, stride * s_.w * r.stride_p, stride * r.stride_p};
+  }
+  template <typename Pointer>
+  Pointer at(const RowsOf<Pointer>& r, int64_t n) const {
+    using Byte = std::conditional_t<std::is_same_v<Pointer, void*>, char, const char>;
+    return static_cast<Byte*>(r.data) + n * r.stride_n * static_cast<int64_t>(x_.element_size());
+  }
+  void copy(const Rows& from, const OutRows& to) {
+    device_.copy({s_.a.t_out, s_.a.c, s_.h_out, s_.w_out, dtype_, from, to});
+  }
+
+  const BlockShape& s_;
+  const Tensor& x_;
+  Dtype dtype_;
+  bool tf32_;
+  Device device_;
+};
+
+}  // namespace slowfast_fast
