@@ -169,7 +169,8 @@ def configurations(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[int, ...
     if draw(st.integers(0, 9)) == 0:
         arguments["head"] = None
     channels = arguments["input_channels"]
-    return arguments, [(2, channels[0], frames, height, breadth), (2, channels[1], frames * alpha, height, breadth)]
+    # Three clips: of two values a channel nothing is left of BatchNorm's gradient but eps and rounding errors.
+    return arguments, [(3, channels[0], frames, height, breadth), (3, channels[1], frames * alpha, height, breadth)]
 
 
 @given(configurations(), st.integers(0, 2**31))

@@ -37,8 +37,9 @@ CUDA = torch.device("cuda", 0)
 def test_schemas_are_those_of_the_extension() -> None:
     frozen = {"temporal_conv_bn_frozen", "lateral_concat_bn_frozen"}
     inference = {"bottleneck", "max_pool", "max_pool_lateral_concat", "temporal_conv_lateral_concat"}
-    training = {"batch_norm_max_pool", "bottleneck_bn"}
-    shared = {kernel for op, kernels in KERNELS.items() if op not in inference | training for kernel in kernels}
+    inference |= {"max_pool_frames_concat", "temporal_conv_frames_concat"}
+    others = {"batch_norm_max_pool", "bottleneck_bn", "frames_concat"}
+    shared = {kernel for op, kernels in KERNELS.items() if op not in inference | others for kernel in kernels}
     for op in sorted(shared | frozen):
         ours, theirs = (
             getattr(getattr(torch.ops, library), op).default._schema
