@@ -186,7 +186,7 @@ CASES = [(name, dtype) for name in SHAPES for dtype in DTYPES if dtype == torch.
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda case: str(case).removeprefix("torch."))
 def test_random_values(name: str, dtype: torch.dtype) -> None:
-    assert_as_exact_as_pytorch(lambda: random_call(SHAPES[name], dtype))
+    assert_as_exact_as_pytorch(lambda: random_call(SHAPES[name], dtype), trials=5 if dtype == torch.float32 else 1)
 
 
 def badly_scaled(name: str, dtype: torch.dtype) -> BlockCall:
