@@ -18,6 +18,8 @@ TABLES = Path(__file__).with_name("tuned")
 # layer is bound by memory: 2 * C * K * kt operations on C + K values a row.
 CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 NARROW = 64
+# Ops without a product, whose kernels do the same in every library.
+MOVES = ("frames_concat", "pack_pathways")
 
 
 class Situation(NamedTuple):
@@ -120,6 +122,8 @@ def _decide_anew(s: Situation) -> tuple[str | None, str]:
     if len(able) == 1 or s.device == "cpu":
         # On the CPU the second one would be Triton's interpreter, which nobody wants for its speed.
         return able[0], f"fastest for {s.device}" + (f" ({others})" if others else "")
+    if s.op in MOVES:
+        return able[0], f"{' and '.join(able)} move the same bytes, {able[0]} launches faster"
     if not s.shape:
         return able[0], f"{' or '.join(able)}, by the shape of a call"
     return _fastest(s, able)

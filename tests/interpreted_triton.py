@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import test_batch_norm as bn
+import test_frames_concat as moving
 import test_lateral_concat as lateral
 import test_pack_pathways as pathways
 import test_temporal_conv as temporal
@@ -22,7 +23,7 @@ import triton_interpreter  # noqa: F401
 from op_testing import ROWS, Call, assert_as_exact_as_pytorch, assert_dense, assert_exact
 
 import slowfast_fast
-from slowfast_fast.triton import _convolution, _gradients
+from slowfast_fast.triton import _convolution, _gradients, frames_concat
 
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread", "triton")
 
@@ -93,6 +94,7 @@ def test_rows_are_read_in_place(layout: str, monkeypatch: pytest.MonkeyPatch) ->
     contiguous = torch.Tensor.contiguous
     calls = [temporal.integer_call(temporal.Shape(c=16, k=24, h=4, w=6), torch.bfloat16)]
     calls.append(lateral.integer_call(lateral.Shape(c_slow=16, c=8, k=16, h=3, w=4), torch.bfloat16))
+    calls.append(moving.moving_call(torch.bfloat16))
     for call in calls:
         exact = call.run_exact()
         call = call.to(layout=layout)
@@ -141,6 +143,8 @@ def test_some_gradients_only(wanted: tuple[str, ...]) -> None:
 def test_empty_batch(dtype: torch.dtype) -> None:
     calls = [temporal.random_call(temporal.Shape(n=0), dtype), bn.bn_call(temporal.Shape(n=0), dtype)]
     calls += [lateral.random_call(lateral.Shape(n=0), dtype), bn.bn_call(lateral.Shape(n=0), dtype)]
+    empty = moving.moving_call(dtype)
+    calls.append(replace(empty, tensors={k: v[:0] for k, v in empty.tensors.items()}, grad=empty.grad[:0]))
     for call in calls:
         results = call.run()
         assert results["output"].shape[0] == 0
@@ -227,6 +231,48 @@ def test_decoded_frames(layout: str, dtype: torch.dtype) -> None:
         pathways.assert_packed(packed, frames, alpha, dtype)
 
 
+@dtypes
+@pytest.mark.parametrize("layout", [*ROWS, "contiguous"])
+def test_frames_as_channels(layout: str, dtype: torch.dtype) -> None:
+    assert_exact(moving.moving_call(dtype), layout)
+
+
+def frames_call(c_slow: int, c: int, t: int, t_fast: int, alpha: int, taps: int, size: int = 3) -> Call:
+    """One clip, of the dtype that the shape falls on."""
+    slow, fast = torch.randn(1, c_slow, t, size, size), torch.randn(1, c, t_fast, size, size)
+    grad = torch.randn(1, c_slow + taps * c, t, size, size)
+    call = Call("frames_concat", {"slow": slow, "fast": fast}, {"alpha": alpha, "taps": taps}, ("slow", "fast"), grad)
+    return call.to(DTYPES[c % 3], "channels_last")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1, 1, 1),
+        (64, 8, 2, 16, 8, 8),
+        (16, 32, 2, 17, 8, 8),  # 256 channels of fast in one tile, one frame too many
+        (3, 35, 2, 15, 8, 7),  # 245 of them, which no tile divides
+        (8, 72, 1, 7, 4, 4, 2),  # two tiles of channels, and frames of fast that begin another group
+        (5, 16, 1, 7, 8, 3),  # fewer frames than alpha
+    ],
+)
+def test_shapes_of_frames(shape: tuple[int, ...]) -> None:
+    call = frames_call(*shape)
+    assert_exact(call)
+    assert_dense(call.run()["output"])
+    for name in ("slow", "fast"):
+        alone = replace(call, differentiable=(name,)).run()
+        assert torch.equal(alone[f"grad of {name}"], call.run_stock()[f"grad of {name}"])
+
+
+def test_frames_with_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_convolution, frames_concat):
+        monkeypatch.setattr(module, "passes_int32", lambda *tensors: True)
+    _convolution._plans.clear()
+    assert_exact(frames_call(5, 6, 3, 14, 4, 3))
+    _convolution._plans.clear()
+
+
 OPS = torch.ops.slowfast_fast_triton
 
 
@@ -254,6 +300,8 @@ def _arguments(op: str) -> tuple[Any, ...]:
         "temporal_conv_bn_frozen": (x, weight, first, second, first, positive, out, *geometry, 1e-5, True, False),
         "lateral_concat_bn_frozen": (slow, fast, weight, first, second, first, positive, 2, 1, 1e-5, True, False),
         "update_running_stats": (first, positive, torch.tensor(3), second, positive.clone(), 0.1),
+        "frames_concat": (slow, fast, 2, 2),
+        "frames_concat_backward": (rows(n, 4, t, h, w), 9, 2, 2),
         "pack_pathways": (pathways.decoded((2, 4, 3, 5)), [0, 2, 2], [0.01] * 3, [-2.0] * 3, torch.float16),
     }[op]
 
@@ -264,6 +312,7 @@ def _arguments(op: str) -> tuple[Any, ...]:
         *("temporal_conv", "temporal_conv_backward", "temporal_conv_bn", "temporal_conv_bn_backward"),
         *("lateral_concat", "lateral_concat_bn", "update_running_stats"),
         *("temporal_conv_bn_frozen", "lateral_concat_bn_frozen", "pack_pathways"),
+        *("frames_concat", "frames_concat_backward"),
     ],
 )
 def test_opcheck(op: str) -> None:
@@ -290,6 +339,13 @@ def test_arguments_that_are_no_rows_are_refused() -> None:
     slow, *rest = _arguments("lateral_concat")
     with pytest.raises(ValueError, match="slow must have shape"):
         OPS.lateral_concat(slow[:, :, :3], *rest)
+    slow, fast, *rest = _arguments("frames_concat")
+    with pytest.raises(ValueError, match="slow must have shape"):
+        OPS.frames_concat(slow[:, :, :, :1], fast, *rest)
+    with pytest.raises(ValueError, match="6 fast frames give 3 of the slow pathway, which has 4"):
+        OPS.frames_concat(slow, fast[:, :, :6], *rest)
+    with pytest.raises(ValueError, match="9 fast frames give 4 of the slow pathway, which has 3"):
+        OPS.frames_concat_backward(slow[:, 1:, :3], 9, 2, 2)
 
 
 def test_compiles_as_one_graph() -> None:

@@ -124,6 +124,8 @@ def test_deterministic_mode(gpu: Callable[..., None]) -> None:
 
 def test_without_a_shape(gpu: Callable[..., None]) -> None:
     assert choose("temporal_conv", conv(WIDE)[0]) == ("cuda", "cuda or triton, by the shape of a call")
+    for op in choosing.MOVES:
+        assert choose(op, conv(WIDE)[0]) == ("cuda", "cuda and triton move the same bytes, cuda launches faster")
 
 
 def test_forced(gpu: Callable[..., None]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import device_of
 from cuda_host.build import Harness
 from op_testing import (
     ROWS,
@@ -60,12 +61,9 @@ def pool_call(dtype: torch.dtype) -> Call:
 @pytest.mark.parametrize("layout", [*ROWS, "contiguous"])
 def test_every_value_and_gradient(poisoned: None, backend: str, dtype: torch.dtype, layout: str) -> None:
     call = moving_call(dtype)
-    if backend == "triton":
-        with pytest.raises(RuntimeError, match="no triton kernel of frames_concat"):
-            call.run()
-        return
-    assert_exact(call, layout)
-    assert_dense(call.to(layout=layout).run()["output"])
+    device = device_of(backend)
+    assert_exact(call, layout, device)
+    assert_dense(call.to(layout=layout, device=device).run()["output"])
 
 
 @dtypes

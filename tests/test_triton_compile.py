@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from slowfast_fast.triton import _configs, _convolution, pack_pathways, temporal_conv  # noqa: E402
+from slowfast_fast.triton import _configs, _convolution, frames_concat, pack_pathways, temporal_conv  # noqa: E402
 from slowfast_fast.triton import lateral_concat as lateral  # noqa: E402
 from slowfast_fast.triton._configs import Config  # noqa: E402
 from slowfast_fast.triton._launch import Launch  # noqa: E402
@@ -214,6 +214,28 @@ def test_lateral_writes_16_bytes_into_its_slice(tmp_path: Path, monkeypatch: pyt
         check(machine, 90, product=name == "forward")
         assert machine.count(STORES_16_BYTES) > 0, name
         assert machine.count(r"STG\.E\S*\.U16|STG\.E\S*\.U8") == 0, name
+
+
+@pytest.mark.parametrize(
+    ("taps", "dtype", "capability"),
+    [(8, torch.bfloat16, 80), (1, torch.bfloat16, 90), (8, torch.float32, 100)],
+    ids=str,
+)
+def test_frames_move_16_bytes_at_a_time(
+    taps: int, dtype: torch.dtype, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the stem of R50 4x16, whose fast pathway has 8 channels: 16 bytes of a frame in bfloat16."""
+    slow, fast = rows(8, 64, 4, 56, dtype), rows(8, 8, 32, 56, dtype)
+    forward = record(lambda: frames_concat.frames_concat(slow, fast, 8, taps), 0, monkeypatch)
+    assert forward["normalise"].launch.constants["FIRST"] == 0
+    grad = rows(8, 64 + taps * 8, 4, 56, dtype)[:, 64:]
+    backward = record(lambda: frames_concat.frames_concat_backward(grad, 32, 8, taps), 0, monkeypatch)
+    assert not backward["move_frames"].launch.constants["WIDE"]
+    for launches in (forward, backward):
+        machine = launches["move_frames"].compile(capability, tmp_path)
+        check(machine, capability, product=False)
+        assert machine.count(STORES_16_BYTES) > 0
+        assert machine.count(r"(?:STG|LDG)\.E\S*\.[US](?:16|8)\b") == 0, "2 bytes at a time"
 
 
 def test_decoded_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

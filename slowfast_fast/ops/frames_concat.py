@@ -222,10 +222,9 @@ def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
 
 @for_every_library
 def _define(library: str) -> None:
-    if hasattr(getattr(torch.ops, library), "frames_concat"):  # Triton has none
-        define_op(f"{library}::frames_concat", _fake, partial(_save, library), _backward)
-        torch.library.register_fake(f"{library}::frames_concat_backward", _fake_backward)
-        problem = "double backward through frames_concat is not supported: its gradient has no gradient"
-        forbid_gradient(f"{library}::frames_concat_backward", problem)
+    define_op(f"{library}::frames_concat", _fake, partial(_save, library), _backward)
+    torch.library.register_fake(f"{library}::frames_concat_backward", _fake_backward)
+    problem = "double backward through frames_concat is not supported: its gradient has no gradient"
+    forbid_gradient(f"{library}::frames_concat_backward", problem)
     define_inference_op(library, "temporal_conv_frames_concat", _fake_conv)
     define_inference_op(library, "max_pool_frames_concat", _fake_pool)
