@@ -179,6 +179,7 @@ class Training:
             "seen": self.seen,
             "options": self.network_options.as_dict(),
             "classes": self.dataset.classes,
+            "activation": "softmax",  # that of the cross-entropy, for whoever classifies with this checkpoint
         }
         write_checkpoint(self.checkpoint, checkpoint)
 

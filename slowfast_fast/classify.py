@@ -1,5 +1,5 @@
-"""What the videos show: ``python -m slowfast_fast classify``. Files are decoded view by view, and the softmax of the
-network's scores is averaged over the views, as in section 4 of the paper."""
+"""What the videos show: ``python -m slowfast_fast classify``. Files are decoded view by view, and the probabilities are
+averaged over the views, as in section 4 of the paper."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .data import ClipSampler, UniformViews
 from .data.folder import EXTENSIONS
 from .freezing import freeze
 from .models import create_model, entry
+from .models.registry import ACTIVATIONS, check_activation
 from .nn.net import Net
 from .pathways import pathway_frames
 
@@ -29,12 +30,13 @@ class Answer:
 
     video: Path
     views: int
+    activation: str
     top: list[tuple[str, float]]
     frames: Tensor
 
     def as_json(self) -> dict[str, Any]:
         top = [{"label": label, "probability": probability} for label, probability in self.top]
-        return {"video": str(self.video), "views": self.views, "top": top}
+        return {"video": str(self.video), "views": self.views, "activation": self.activation, "top": top}
 
 
 class Classifier:
@@ -45,6 +47,8 @@ class Classifier:
         checkpoint: of its weights, as for ``load_checkpoint``; None: random ones.
         labels: the classes' names; None: "class 0" and on.
         classes: how many there are; None: as many as labels, or what the model has.
+        activation: "softmax", or "sigmoid" for classes that do not exclude one another. None: what the checkpoint says,
+            else the model's.
         views: (clips, crops) of each video.
         crop: of a view, in pixels; the shorter side of the video is scaled to it.
         rule: the library whose frames the pathways see.
@@ -61,6 +65,7 @@ class Classifier:
         checkpoint: str | Path | None = None,
         labels: Sequence[str] | None = None,
         classes: int | None = None,
+        activation: str | None = None,
         views: tuple[int, int] = (10, 3),
         crop: int = 256,
         rule: str = "pytorchvideo",
@@ -71,10 +76,15 @@ class Classifier:
         known = entry(model)
         if known.boxes:
             raise ValueError(f"model {model} classifies boxes, not videos")
+        if overrides.get("head_activation") is not None:
+            raise ValueError(
+                "head_activation must be None: scores are wanted, of which `activation` makes probabilities"
+            )
         classes = classes or (len(labels) if labels else None)
         network = create_model(model, **({"model_num_class": classes} if classes else {}), **overrides)
-        if checkpoint is not None:
-            load_checkpoint(checkpoint, network)
+        saved = None if checkpoint is None else load_checkpoint(checkpoint, network).activation
+        self.activation = activation or saved or known.activation
+        check_activation(self.activation)
         network = network.eval().to(device)
         self.network: nn.Module = freeze(network, dtype=dtype) if type(network) is Net else network.to(dtype)
         self.labels, self.alpha, self.rule = labels, known.alpha, rule
@@ -91,7 +101,8 @@ class Classifier:
         best = scores.topk(min(top, len(scores)))
         names = [self.labels[i] if self.labels else f"class {i}" for i in best.indices.tolist()]
         middle = views[len(views) // 2]
-        return Answer(video, len(views), list(zip(names, best.values.tolist(), strict=True)), middle)
+        top_scores = list(zip(names, best.values.tolist(), strict=True))
+        return Answer(video, len(views), self.activation, top_scores, middle)
 
     def slow_frames(self) -> list[int]:
         """Which frames of a view the slow pathway sees; none where there is one pathway."""
@@ -101,9 +112,9 @@ class Classifier:
 
     @torch.no_grad()
     def _probabilities(self, views: Tensor) -> Tensor:
-        alpha = self.alpha or 1
-        clips = ops.pack_pathways(views.to(self.device), alpha=alpha, dtype=self.dtype, rule=self.rule)
-        return self.network(clips if self.alpha else clips[1]).float().softmax(1).cpu()
+        clips = ops.pack_pathways(views.to(self.device), alpha=self.alpha, dtype=self.dtype, rule=self.rule)
+        scores = self.network(clips if self.alpha else clips[0])
+        return ACTIVATIONS[self.activation](scores.float()).cpu()
 
 
 def find_videos(paths: Iterable[str | Path]) -> list[Path]:

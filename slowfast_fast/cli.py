@@ -112,6 +112,11 @@ def _views(context: click.Context, option: click.Parameter, value: str) -> tuple
 @click.option("--random-weights", is_flag=True, help="Run untrained, to see that it works")
 @click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes: a line each, or JSON")
 @click.option("--classes", type=int, help="How many there are  [default: as many as labels, or the model's]")
+@click.option(
+    "--activation",
+    type=click.Choice(["softmax", "sigmoid"]),
+    help="What makes probabilities of scores  [default: as the checkpoint says, or the model]",
+)
 @click.option("--views", default="10x3", show_default=True, callback=_views, help="Clips over time x crops of each")
 @click.option("--crop", type=int, default=256, show_default=True, help="Pixels of a view")
 @click.option("--rule", default="pytorchvideo", show_default=True, help="The library whose frames the pathways see")

@@ -229,6 +229,8 @@ def test_decoded_frames(layout: str, dtype: torch.dtype) -> None:
         frames = pathways.lay_out(pathways.decoded(shape), layout)
         packed = slowfast_fast.pack_pathways(frames, alpha=alpha, dtype=dtype, **pathways.COLOURS)
         pathways.assert_packed(packed, frames, alpha, dtype)
+        (clip,) = slowfast_fast.pack_pathways(frames, alpha=None, dtype=dtype, **pathways.COLOURS)
+        assert torch.equal(clip, packed[1])
 
 
 @dtypes

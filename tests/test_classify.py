@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import Tensor
 
 pytest.importorskip("av", reason="PyAV is not installed")
 
 from video_testing import write_sound, write_video
 
+from slowfast_fast import ops
 from slowfast_fast.classify import Classifier, find_videos, read_labels
 from slowfast_fast.cli import main
 from slowfast_fast.data import ClipSampler, UniformViews, to_pathways
-from slowfast_fast.models import create_model
+from slowfast_fast.models import create_model, entry, list_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,6 +68,43 @@ def test_probabilities_by_hand(videos: Path, checkpoint: Path, tmp_path: Path) -
         torch.testing.assert_close(torch.tensor([found[name] for name in LABELS]), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("said", "options", "activation"),
+    [
+        ({"cfg": "MODEL:\n  ARCH: slowfast\n  HEAD_ACT: sigmoid\n"}, [], "sigmoid"),  # as PySlowFast writes it
+        ({"activation": "sigmoid"}, [], "sigmoid"),
+        ({"activation": "sigmoid"}, ["--activation", "softmax"], "softmax"),
+        ({"cfg": "MODEL:\n  ARCH: slowfast\n"}, [], "softmax"),
+        ({}, ["--activation", "sigmoid"], "sigmoid"),
+    ],
+)
+def test_classes_that_do_not_exclude_one_another(
+    videos: Path, checkpoint: Path, said: dict[str, str], options: list[str], activation: str
+) -> None:
+    """The option decides, else the checkpoint, else the model; JSON says which it was."""
+    state = torch.load(checkpoint)
+    torch.save({"model_state": state, **said}, checkpoint)
+    result = cli(*SMALL, "--checkpoint", checkpoint, "--classes", 3, *options, "--json", videos / "b.mkv")
+    assert result.exit_code == 0, result.output
+    (answer,) = json.loads(result.stdout)
+    assert answer["activation"] == activation
+    model = create_model(MODEL, model_num_class=3).eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        scores = model(to_pathways(UniformViews(ClipSampler(), 2, 1, 32, 32)(videos / "b.mkv"), 4))
+    expected = (scores.sigmoid() if activation == "sigmoid" else scores.softmax(1)).mean(0)
+    found = {row["label"]: row["probability"] for row in answer["top"]}
+    torch.testing.assert_close(torch.tensor([found[f"class {i}"] for i in range(3)]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_multi_label_models_are_known() -> None:
+    """Charades has several classes at a time, and so has AVA."""
+    with_sigmoid = [name for name in list_models() if entry(name).activation == "sigmoid"]
+    assert with_sigmoid == ["slowfast_r50_ava", "slowfast_r101_nln_ava", "slowfast_r50_16x8_charades"]
+    classifier = Classifier("slowfast_r50_16x8_charades", depth=18, width=16, views=(1, 1), crop=224)
+    assert classifier.activation == "sigmoid"
+
+
 def test_text_plot_and_what_cannot_be_read(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     sound = write_sound(tmp_path / "sound.mp4")
@@ -90,9 +130,17 @@ def test_random_weights_are_asked_for_and_named(videos: Path) -> None:
     assert len(answer["top"]) == 2
 
 
-def test_one_pathway(videos: Path) -> None:
+def test_one_pathway(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = []
+
+    def pack(*arguments: object, **options: object) -> list[Tensor]:
+        packed.append(ops.pack_pathways(*arguments, **options))
+        return packed[-1]
+
+    monkeypatch.setattr("slowfast_fast.classify.ops", SimpleNamespace(pack_pathways=pack))
     classifier = Classifier("resnet2d_r18", classes=4, views=(1, 2), crop=32)
     answer = classifier(videos / "b.mkv", top=9)
+    assert [len(clips) for clips in packed] == [1], "no slow clip is made for a network that takes none"
     assert (answer.views, len(answer.top)) == (2, 4)
     assert sum(probability for _, probability in answer.top) == pytest.approx(1, abs=1e-5)
     assert answer.frames.shape == (8, 32, 32, 3)
@@ -107,6 +155,7 @@ def test_one_pathway(videos: Path) -> None:
         (["--random-weights", "--views", "10", "."], 2, "expected clips x crops, as 10x3; got '10'"),
         (["--random-weights", "--model", "slowfast", "video.mkv"], 2, "no model is named 'slowfast'"),
         (["--random-weights", "--model", "slowfast_r50_ava", "video.mkv"], 2, "classifies boxes, not videos"),
+        (["--random-weights", "--activation", "tanh", "video.mkv"], 2, "'tanh' is not one of 'softmax', 'sigmoid'"),
         (["--checkpoint", "absent.pth", "video.mkv"], 1, "absent.pth"),
     ],
 )

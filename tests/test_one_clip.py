@@ -81,6 +81,14 @@ def test_views_are_averaged(average: str, at_once: int | None) -> None:
         torch.testing.assert_close(maps[1][:, 2], ours.maps(views[:, 2])[1])
 
 
+def test_classes_that_do_not_exclude_one_another() -> None:
+    model, views = small(), clips(2, 3, 3, 8, 32, 32)
+    ours = OneClip(model, average="probabilities", activation="sigmoid")
+    with torch.no_grad():
+        each = [model([view[:, :, [0, 7]], view]).sigmoid() for view in views.unbind(1)]
+        torch.testing.assert_close(ours(views), sum(each) / 3)
+
+
 def test_frozen_networks() -> None:
     model = small()
     frozen = slowfast_fast.freeze(model)
@@ -137,6 +145,7 @@ def test_gradients_and_dense_half_precision() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"activation": "tanh"}, "activation must be one of softmax, sigmoid; got 'tanh'"),
         ({"average": "logits"}, "average must be one of scores, probabilities; got 'logits'"),
         ({"rule": "c3d"}, "rule must be one of"),
         ({"alpha": 4, "tau": 6}, "tau must be a multiple of alpha = 4; got 6"),

@@ -163,6 +163,24 @@ def test_same_for_any_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_one_pathway(host: Harness, poisoned: None) -> None:
+    """Without an alpha there is one clip, the fast pathway's, and no slow one is written."""
+    frames = decoded((2, 5, 6, 7))
+    fast = ops.pack_pathways(frames, alpha=2, **COLOURS)[1]
+    for backend in ("cpu", "reference"):
+        with slowfast_fast.backend(backend):
+            (clip,) = ops.pack_pathways(frames, alpha=None, **COLOURS)
+        assert_dense(clip)
+        torch.testing.assert_close(clip, fast)
+    scale, shift = [0.5, 1.0, 2.0], [0.0, 1.0, -1.0]
+    slow, clip = host.pack_pathways(frames, [], scale, shift, torch.float32)
+    assert slow.shape == (2, 3, 0, 6, 7)
+    (_, expected) = torch.ops.slowfast_fast.pack_pathways(frames, [], scale, shift, torch.float32)
+    assert torch.equal(clip, expected)
+    with pytest.raises(ValueError, match="rule must be one of"):
+        ops.pack_pathways(frames, alpha=None, rule="c3d")
+
+
 def test_reference_backend() -> None:
     frames = decoded((1, 6, 3, 4))
     with slowfast_fast.backend("reference"):

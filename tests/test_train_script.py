@@ -154,6 +154,7 @@ def test_a_killed_run_resumes_to_the_same_losses(folder, tmp_path):
     process.wait()
     saved = torch.load(out / "checkpoint.pt", weights_only=True)
     assert 0 < saved["step"] < 16, "killed in the middle"
+    assert saved["activation"] == "softmax", "that of the cross-entropy; classify reads it"
 
     result = invoke("train", *arguments, "--out", out)
     assert result.exit_code != 0

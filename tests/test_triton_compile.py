@@ -238,9 +238,10 @@ def test_frames_move_16_bytes_at_a_time(
         assert machine.count(r"(?:STG|LDG)\.E\S*\.[US](?:16|8)\b") == 0, "2 bytes at a time"
 
 
-def test_decoded_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slow_frames", [list(range(0, 32, 4)), []], ids=["two pathways", "one"])
+def test_decoded_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_frames: list[int]) -> None:
     frames = torch.empty(8, 32, 224, 224, 3, dtype=torch.uint8, device="meta")
-    slow_frames, three = list(range(0, 32, 4)), [0.5] * 3
+    three = [0.5] * 3
     launches = record(
         lambda: pack_pathways.pack_pathways(frames, slow_frames, three, three, torch.bfloat16), 0, monkeypatch
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,15 @@ def load_checkpoint(path: str | PathLike[str], model: nn.Module) -> Conversion:
             there nor in the model.
         model: whose keys the file has, or, of a two-pathway network, whose keys ``convert_state_dict`` can give it.
 
-    Every key and shape must fit. Returns what was done; ``str`` of it is a summary.
+    Every key and shape must fit. Returns what was done; ``str`` of it is a summary. Its ``activation`` is what the file
+    says of the head, as PySlowFast's do (``HEAD_ACT`` of their ``cfg``) and those of ``examples/train.py``; else None.
 
     Files are read safely: ``torch.load`` with ``weights_only=True``, ``.pkl`` by an unpickler that admits numpy arrays
     and plain containers. Raises CheckpointError (a ValueError) for a file that is damaged, wants to run code, or does
     not fit, with every key left over on either side; ImportError where safetensors is needed and missing.
     """
-    given = read_checkpoint(path)
+    content = _read(path)
+    given = _state_dict(path, content)
     wanted, prefix = _strip(model.state_dict())
     missing = wanted.keys() - given.keys()
     if given.keys() <= wanted.keys() and all(key.endswith("num_batches_tracked") for key in missing):
@@ -60,25 +64,42 @@ def load_checkpoint(path: str | PathLike[str], model: nn.Module) -> Conversion:
     if unfit:
         raise CheckpointError("\n    ".join([f"{path}: shapes differ", *unfit]))
     model.load_state_dict({prefix + key: tensor for key, tensor in done.state_dict.items()})
-    return done
+    return replace(done, activation=_activation(content))
 
 
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
     """The ``state_dict`` in a file, without wrappers' prefixes. Errors as for :func:`load_checkpoint`."""
+    return _state_dict(path, _read(path))
+
+
+def _read(path: str | PathLike[str]) -> Any:
+    """All that a file holds."""
     file = Path(path)
     try:
         if file.suffix == ".safetensors":
-            content: Any = _safetensors().load_file(file)
-        elif file.suffix == ".pkl":
-            content = _caffe2.read_blobs(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return _safetensors().load_file(file)
+        if file.suffix == ".pkl":
+            return _caffe2.read_blobs(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, ImportError):
         raise
     except Exception as error:  # a damaged file may make its reader raise anything
         what = "is refused" if isinstance(error, pickle.UnpicklingError) else "cannot be read"
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CheckpointError(f"{path} {what}: {reason}") from error
+
+
+def _activation(content: Any) -> str | None:
+    if not isinstance(content, Mapping):
+        return None
+    if isinstance(content.get("activation"), str):
+        return content["activation"]
+    # YAML, of which one line is wanted: a parser would be a dependency.
+    found = re.search(r"^\s*HEAD_ACT:\s*['\"]?(\w+)", str(content.get("cfg", "")), re.MULTILINE)
+    return found[1] if found else None
+
+
+def _state_dict(path: str | PathLike[str], content: Any) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -31,6 +31,7 @@ class Conversion:
     target: str
     mapped: Mapping[str, int]  # how many stems, lateral connections, ... there are
     changes: tuple[str, ...]
+    activation: str | None = None  # what a file says makes probabilities of scores: "softmax", "sigmoid"
 
     def __str__(self) -> str:
         parts = ", ".join(f"{n} {kind}" for kind, n in self.mapped.items())

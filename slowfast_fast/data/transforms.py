@@ -87,8 +87,7 @@ def normalise(
         dtype: None: PyTorch's default.
     """
     check_frames(frames, 5)
-    shift, scale = (torch.as_tensor(value, device=frames.device, dtype=torch.float32) for value in (mean, std))
-    return ((frames.float() / 255 - shift) / scale).to(dtype or torch.get_default_dtype()).permute(0, 4, 1, 2, 3)
+    return ops.pack_pathways(frames, alpha=None, mean=mean, std=std, dtype=dtype or torch.get_default_dtype())[0]
 
 
 def to_pathways(

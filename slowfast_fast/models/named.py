@@ -59,13 +59,13 @@ def slowfast_r101_nln_16x8(**overrides: Any) -> nn.Module:
     return slowfast_network(**{**_R101_50_50, **_NON_LOCAL, "frames": 16, **overrides})
 
 
-@register(frames=8, tau=8, alpha=4, boxes=True)
+@register(frames=8, tau=8, alpha=4, boxes=True, activation="sigmoid")
 def slowfast_r50_ava(**overrides: Any) -> nn.Module:
     """SlowFast 8x8, R50, for AVA detection: res5 with stride 1 and dilation 2, a head that takes boxes."""
     return slowfast_network(**{"detection": True, **overrides})
 
 
-@register(frames=8, tau=8, alpha=4, boxes=True)
+@register(frames=8, tau=8, alpha=4, boxes=True, activation="sigmoid")
 def slowfast_r101_nln_ava(**overrides: Any) -> nn.Module:
     """SlowFast 8x8, R101, with non-local blocks, for AVA detection."""
     non_local = {**_NON_LOCAL, "non_local_pool": (2, 2, 2)}
@@ -78,7 +78,7 @@ def slowfast_r50_16x8_ssv2(**overrides: Any) -> nn.Module:
     return slowfast_network(**{"frames": 16, "model_num_class": 174, **overrides})
 
 
-@register(frames=16, tau=8, alpha=4)
+@register(frames=16, tau=8, alpha=4, activation="sigmoid")
 def slowfast_r50_16x8_charades(**overrides: Any) -> nn.Module:
     """SlowFast 16x8, R50, for Charades (157 classes, several at a time: train it with sigmoids)."""
     return slowfast_network(**{"frames": 16, "model_num_class": 157, **overrides})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops._layout import as_rows
 from ..pathways import Frames, pathway_frames
+from .registry import ACTIVATIONS, check_activation
 
 AVERAGES = ("scores", "probabilities")
 
@@ -23,8 +24,9 @@ class OneClip(nn.Module):
         alpha: frames of the fast pathway for one of the slow one; None: a network of one pathway.
         tau: stride of the slow (or only) pathway over the clip; None: alpha, the clip being the fast pathway's.
         rule: the library whose frames these are, as :func:`slowfast_fast.pathway_frames` takes it.
-        average: over views, of what the network gives ("scores") or of its softmax ("probabilities", which a single
-            view then gives too). Paper, section 4: the softmax scores of 30 views, averaged.
+        average: over views, of what the network gives ("scores") or of its ``activation`` ("probabilities", which a
+            single view then gives too). Paper, section 4: the softmax scores of 30 views, averaged.
+        activation: "softmax", or "sigmoid" where a clip may show several classes at a time (Charades).
         views_at_once: most clips in one call of the network; None: all.
 
     Raises ValueError for arguments that do not exist or do not fit.
@@ -40,16 +42,18 @@ class OneClip(nn.Module):
         tau: int | None = None,
         rule: str = "pytorchvideo",
         average: str = "scores",
+        activation: str = "softmax",
         views_at_once: int | None = None,
     ) -> None:
         super().__init__()
+        check_activation(activation)
         if average not in AVERAGES:
             raise ValueError(f"average must be one of {', '.join(AVERAGES)}; got {average!r}")
         if views_at_once is not None and views_at_once < 1:
             raise ValueError(f"views_at_once must be at least 1 or None; got {views_at_once}")
         self.model = model
         self.alpha, self.tau, self.rule = alpha, tau, rule
-        self.average, self.views_at_once = average, views_at_once
+        self.average, self.activation, self.views_at_once = average, activation, views_at_once
         longest = max(alpha or 1, tau or 1)
         pathway_frames(longest, alpha=alpha or 1, tau=tau, rule=rule)  # for its errors
 
@@ -59,7 +63,7 @@ class OneClip(nn.Module):
         if scores.dim() != 2:
             raise ValueError(f"the model must give (N, classes); got shape {tuple(scores.shape)}")
         if self.average == "probabilities":
-            scores = scores.softmax(1)
+            scores = ACTIVATIONS[self.activation](scores)
         return _views(scores, clip).mean(1)
 
     def sample(self, clip: Tensor) -> list[Tensor] | Tensor:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Constructor = TypeVar("Constructor", bound=Callable[..., nn.Module])
+
+# From scores (N, classes) to probabilities: of classes that exclude one another, and of such that do not.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": partial(torch.softmax, dim=1),
+    "sigmoid": torch.sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Entry:
         alpha: frames of the fast clip over those of the slow one; None: the network takes one clip, not a list.
         gflops: published, of one clip at 256, multiply-adds in 10^9; None: none are.
         boxes: whether it takes boxes beside the clips.
+        activation: what makes probabilities of its scores, a key of ``ACTIVATIONS``: "sigmoid" where a clip may show
+            several classes at a time. Detection networks end with it, the others with scores.
         about: one line.
         recipe: how to train it by default; None: the training script's own defaults.
     """
@@ -53,6 +62,7 @@ class Entry:
     alpha: int | None
     gflops: float | None
     boxes: bool
+    activation: str
     about: str
     recipe: Recipe | None = None
 
@@ -75,23 +85,30 @@ def register(
     alpha: int | None = None,
     gflops: float | None = None,
     boxes: bool = False,
+    activation: str = "softmax",
     recipe: Recipe | None = None,
 ) -> Callable[[Constructor], Constructor]:
     """Put a constructor among the models, under its name; it takes overrides as keywords.
 
     The arguments are those of :class:`Entry`, whose ``about`` is the first line of the docstring. Raises ValueError for
-    a name that is taken.
+    a name that is taken and an activation that is unknown.
     """
+    check_activation(activation)
 
     def put(create: Constructor) -> Constructor:
         name = create.__name__
         if name in _entries:
             raise ValueError(f"a model named {name!r} is registered already")
         about = (create.__doc__ or "").strip().partition("\n")[0]
-        _entries[name] = Entry(name, create, frames, tau, alpha, gflops, boxes, about, recipe)
+        _entries[name] = Entry(name, create, frames, tau, alpha, gflops, boxes, activation, about, recipe)
         return create
 
     return put
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
 
 
 def list_models() -> list[str]:

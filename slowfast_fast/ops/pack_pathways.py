@@ -20,7 +20,7 @@ from ._common import kernel as library_kernel
 def pack_pathways(
     frames: Tensor,
     *,
-    alpha: int,
+    alpha: int | None,
     mean: float | Sequence[float] = 0.45,
     std: float | Sequence[float] = 0.225,
     dtype: torch.dtype | None = None,
@@ -32,7 +32,7 @@ def pack_pathways(
     Args:
         frames: (N, T, H, W, 3) uint8; N may be 0. Read in place where a row of pixels is 3 * W adjacent bytes: dense
             clips, and slices of them in N, T and H, W (``frames[:, ::2]``, a crop). Anything else is copied once.
-        alpha: frames of the fast pathway for one of the slow.
+        alpha: frames of the fast pathway for one of the slow; None: a network of one pathway, which sees all frames.
         mean, std: of values between 0 and 1; a number, or one for each colour. Defaults: those of Kinetics as the stock
             libraries give them.
         dtype: of the results: float32, float16, bfloat16 or float64. None: the autocast dtype of the device where
@@ -42,7 +42,8 @@ def pack_pathways(
     Arithmetic is in float32 (float64 for float64), rounded once to ``dtype``. uint8 has no gradient.
 
     Returns:
-        [slow, fast]: (N, 3, T', H, W) and (N, 3, T, H, W), dense channels_last_3d, fresh memory.
+        [slow, fast]: (N, 3, T', H, W) and (N, 3, T, H, W), dense channels_last_3d, fresh memory. [fast] where ``alpha``
+        is None.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it. RuntimeError: the backend that was
@@ -53,7 +54,8 @@ def pack_pathways(
     means, stds = _per_colour("mean", mean), _per_colour("std", std)
     if min(stds) <= 0:
         raise ValueError(f"std must be positive; got {std!r}")
-    slow_frames = pathway_frames(frames.shape[1], alpha=alpha, rule=rule)[0]
+    seen = pathway_frames(frames.shape[1], alpha=1 if alpha is None else alpha, rule=rule)[0]
+    slow_frames = () if alpha is None else seen
     if not _is_rows(frames):
         note_copy("frames", frames)
         frames = frames.contiguous()
@@ -66,7 +68,7 @@ def pack_pathways(
         shift = [-m / s for m, s in zip(means, stds, strict=True)]
         slow, fast = call(library_kernel(choice.backend, "pack_pathways"), frames, slow_frames, scale, shift, dtype)
     note_call("pack_pathways", choice, (frames,), fast)
-    return [slow, fast]
+    return [fast] if alpha is None else [slow, fast]
 
 
 def _check(frames: Tensor) -> None:
