@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,13 @@ class NetworkOptions:
             raise ValueError(f"crop: expected a multiple of 32, got {self.crop}")
         if self.model is not None and entry(self.model).boxes:
             raise ValueError(f"model: {self.model} is a detector; expected a classifier")
+        taken = ("depth", "width", "alpha") if self.model is None else taken_by(self.model)
+        for name in ("depth", "width", "alpha"):
+            if (value := getattr(self, name)) is not None and name not in taken:
+                raise ValueError(
+                    f"{name}: {self.model} takes no {name}, got {value}; of depth, width and alpha it takes "
+                    f"{', '.join(taken) or 'none'}"
+                )
 
     @property
     def pathways(self) -> int:
@@ -61,20 +69,34 @@ class NetworkOptions:
         return dataclasses.asdict(self)
 
 
+def taken_by(model: str) -> list[str]:
+    """Which of depth, width and alpha can be chosen of a named model."""
+    known = entry(model)
+    taken = [name for name in ("depth", "width") if name in _keywords(model) or _takes_stock_keywords(model)]
+    return taken if known.alpha is None else [*taken, "alpha"]  # what has two pathways has an alpha
+
+
 def create_network(options: NetworkOptions) -> nn.Module:
     """Ours."""
     if options.model is None:
         return slowfast_fast.create_slowfast(**_stock_arguments(options))
     overrides: dict[str, Any] = {"model_num_class": options.classes, "dropout_rate": options.dropout}
     overrides |= {name: value for name in ("depth", "width") if (value := getattr(options, name)) is not None}
-    parameters = inspect.signature(entry(options.model).create).parameters.values()
     # What takes the keywords of create_slowfast or create_resnet has a head for one size, other models take any.
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if _takes_stock_keywords(options.model):
         if options.alpha is not None:
             overrides["alpha"] = options.alpha
         if options.crop != CROP or options.frames is not None:
             overrides["head_pool"] = nn.AdaptiveAvgPool3d
     return slowfast_fast.create_model(options.model, **overrides)
+
+
+def _keywords(model: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(entry(model).create).parameters
+
+
+def _takes_stock_keywords(model: str) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _keywords(model).values())
 
 
 def create_stock(options: NetworkOptions) -> nn.Module:

@@ -12,14 +12,12 @@ step that it saved and with the losses that it would have had.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import click
 import torch
 import torch.distributed as dist
@@ -30,40 +28,11 @@ from recipes import create_optimizer, learning_rate, with_defaults
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from worlds import World, joined_world
 
 from slowfast_fast import data
 
 PLOT_SECONDS = 60.0  # from one drawing of the log to the next, which takes about half a second
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that train together, one for each device, as torchrun tells them."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def sum(self, values: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
-
-
-@contextmanager
-def joined_world(device: str | None) -> Iterator[World]:
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if kind == "cuda":
-        kind = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(kind)
-    if size > 1:
-        dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
-    try:
-        yield World(rank, size, torch.device(kind))
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -91,16 +60,6 @@ class Options:
     log_every: int
     tensorboard: bool | None
     seed: int
-
-
-def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """At once: whoever reads finds the old file or the new one, whenever this process is killed."""
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 class Training:
@@ -157,31 +116,17 @@ class Training:
     def _restore(self) -> None:
         if not self.options.resume:
             raise click.UsageError(f"{self.checkpoint} exists: continue with --resume, or choose another --out")
-        saved = torch.load(self.checkpoint, map_location=self.world.device, weights_only=True)
-        wanted = self.network_options.as_dict()
-        for name, value in saved["options"].items():
-            if wanted[name] != value:
-                raise click.UsageError(f"--resume: {self.checkpoint} has {name} = {value}, got {wanted[name]}")
-        self.network.load_state_dict(saved["model_state"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        self.step, self.epoch, self.seen = saved["step"], saved["epoch"], saved["seen"]
+        progress = checkpoints.restore(self.checkpoint, self._states, self.network_options, self.world.device)
+        self.step, self.epoch, self.seen = (progress[name] for name in checkpoints.PROGRESS)
+
+    @property
+    def _states(self) -> dict[str, Any]:
+        return {"model_state": self.network, "optimizer": self.optimizer, "scaler": self.scaler}
 
     def save(self) -> None:
-        if self.world.rank > 0:
-            return
-        checkpoint = {
-            "model_state": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "epoch": self.epoch,
-            "seen": self.seen,
-            "options": self.network_options.as_dict(),
-            "classes": self.dataset.classes,
-            "activation": "softmax",  # that of the cross-entropy, for whoever classifies with this checkpoint
-        }
-        write_checkpoint(self.checkpoint, checkpoint)
+        if self.world.rank == 0:
+            progress = {name: getattr(self, name) for name in checkpoints.PROGRESS}
+            checkpoints.save(self.checkpoint, self._states, progress, self.network_options, self.dataset.classes)
 
     def run(self) -> None:
         options, first = self.options, self.world.rank == 0

@@ -260,6 +260,14 @@ def test_wrong_options_are_told(folder, tmp_path):
         (["--crop", 50], "crop: expected a multiple of 32, got 50"),
         (["--crop", 96], "short_side: expected 96 (crop) <= smallest <= largest, got (32, 40)"),
         (["--model", "slowfast_r50_ava"], "slowfast_r50_ava is a detector"),
+        (
+            ["--model", "slowfast_convlstm", "--depth", 18],
+            "depth: slowfast_convlstm takes no depth, got 18; of depth, width and alpha it takes width, alpha",
+        ),
+        (
+            ["--model", "slow_r50_8x8", "--alpha", 4],
+            "alpha: slow_r50_8x8 takes no alpha, got 4; of depth, width and alpha it takes depth, width",
+        ),
         (["--model", "slowfast_r18_8x8", "--stock"], "stock: the plain network is there for create_slowfast alone"),
     ):
         result = invoke("train", folder, "--out", tmp_path / "run", *TINY.split(), *options)
@@ -288,9 +296,9 @@ def test_a_model_with_a_recipe_is_trained_by_it():
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    train = example("train")
+    checkpoints = example("checkpoints")
     path = tmp_path / "checkpoint.pt"
-    train.write_checkpoint(path, {"step": 1})
+    checkpoints.write(path, {"step": 1})
 
     def killed(checkpoint: object, file: object) -> None:
         file.write(b"half")
@@ -298,5 +306,5 @@ def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.write_checkpoint(path, {"step": 2})
+        checkpoints.write(path, {"step": 2})
     assert torch.load(path, weights_only=True) == {"step": 1}
