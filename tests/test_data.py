@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from fractions import Fraction
@@ -15,6 +16,7 @@ from video_testing import greys, write_sound, write_video
 
 from slowfast_fast import data
 from slowfast_fast.data import ClipSampler, RandomClip, ResumableSampler, UniformViews, Video, VideoError, VideoFolder
+from slowfast_fast.data import video as reading
 from slowfast_fast.data.video import BACKENDS, choose_backend
 
 
@@ -284,6 +286,26 @@ def test_what_is_missing_is_named(monkeypatch):
             choose_backend(name)
     with pytest.raises(ValueError, match="backend: expected auto, torchcodec or pyav, got 'decord'"):
         choose_backend("decord")
+
+
+def test_a_torchcodec_that_cannot_be_imported(monkeypatch):
+    """It is tried and warned of once; PyAV reads."""
+    import_module, tried = importlib.import_module, []
+
+    def fails(name, *rest):
+        if name != "torchcodec.decoders":
+            return import_module(name, *rest)
+        tried.append(name)
+        raise RuntimeError("FFmpeg is not installed\nand so on")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object())
+    monkeypatch.setattr(importlib, "import_module", fails)
+    monkeypatch.setattr(reading, "_torchcodec_works", functools.cache(reading._torchcodec_works.__wrapped__))
+    with pytest.warns(
+        UserWarning, match=r"cannot be imported \(FFmpeg is not installed\); PyAV reads videos"
+    ) as caught:
+        assert [choose_backend("auto") for _ in range(2)] == ["pyav", "pyav"]
+    assert len(caught) == len(tried) == 1
 
 
 # Transforms

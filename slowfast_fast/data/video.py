@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -103,7 +104,8 @@ def choose_backend(name: str) -> str:
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"backend: expected auto, {' or '.join(BACKENDS)}, got {name!r}")
     if name == "auto":
-        return "torchcodec" if _torchcodec_works() else choose_backend("pyav")
+        found = importlib.util.find_spec("torchcodec") is not None
+        return "torchcodec" if found and _torchcodec_works() else choose_backend("pyav")
     module, extra = MODULES[name]
     if importlib.util.find_spec(module) is None:
         raise ImportError(
@@ -112,13 +114,13 @@ def choose_backend(name: str) -> str:
     return name
 
 
+@functools.cache
 def _torchcodec_works() -> bool:
-    if importlib.util.find_spec("torchcodec") is None:
-        return False
+    """Tried once: an import that fails is slow, and one warning is enough."""
     try:
         importlib.import_module("torchcodec.decoders")
     except Exception as error:  # its libraries need a fitting FFmpeg and torch, and what is raised differs
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"torchcodec is installed and cannot be imported ({reason}); PyAV reads videos", stacklevel=3)
+        warnings.warn(f"torchcodec is installed and cannot be imported ({reason}); PyAV reads videos", stacklevel=4)
         return False
     return True
