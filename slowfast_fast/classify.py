@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .compat import load_checkpoint
 from .data import ClipSampler, UniformViews
-from .data.folder import EXTENSIONS
+from .data.folder import EXTENSIONS, videos_in
 from .freezing import freeze
 from .models import create_model, entry
 from .models.registry import ACTIVATIONS, check_activation
@@ -123,7 +123,7 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            inside = videos_in(path)
             if not inside:
                 raise FileNotFoundError(f"{path}: no videos ({', '.join(EXTENSIONS)}) in this folder")
             found += inside

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _triple
 
 from .frozen.blocks import (
     AsItIs,
@@ -20,7 +21,7 @@ from .frozen.blocks import (
     PartlyFrozen,
 )
 from .frozen.convolution import FrozenConv
-from .frozen.head import FrozenHead, triple
+from .frozen.head import FrozenHead
 from .frozen.lateral import FrozenFrames, FrozenLateral
 from .frozen.network import Clips, FrozenNetwork
 from .nn.bottleneck import BasicBlock, BottleneckBlock
@@ -183,7 +184,7 @@ class _Freezer:
     def pool(self, pool: nn.Module) -> nn.Module:
         if type(pool) is nn.MaxPool3d and not is_observed(pool):
             kernel, stride, padding, dilation = (
-                triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+                _triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
             )
             square = all(v[1] == v[2] for v in (kernel, stride, padding))
             in_time = (kernel[0], stride[0], padding[0]) != (1, 1, 0)
@@ -307,7 +308,9 @@ def _not_linear(head: ResNetBasicHead, parts: Sequence[nn.Module]) -> str | None
     if type(head.proj) is not nn.Linear:
         return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
     average = head.output_pool
-    if average is not None and not (type(average) is nn.AdaptiveAvgPool3d and triple(average.output_size) == (1, 1, 1)):
+    if average is not None and not (
+        type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
+    ):
         return "the head's output_pool is not an average over all positions"
     dropout = head.dropout
     if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -117,3 +121,24 @@ def reasons(model: nn.Module, x: list[Tensor]) -> dict[str, str]:
     """Why each module ran as itself, by its path."""
     rows = slowfast_fast.explain(model, x, show=False).rows
     return {row.modules[0]: row.reason for row in rows if row.backend == "torch"}
+
+
+def assert_mean_of_two_processes(script: str, folder: Path) -> None:
+    """``script RANK FOLDER``, run for both ranks, takes a training step of FOLDER/model.pt on its own clips and leaves
+    the gradients, which must be the mean of those of both, and the statistics, which must be those of its own clips."""
+    fused, stock = pair()
+    torch.save(fused, folder / "model.pt")
+    expected: list[tuple[Tensor, Tensor]] = []
+    for rank in range(2):
+        x, single = clips(), copy.deepcopy(stock)
+        torch.save(x, folder / f"clips{rank}.pt")
+        step(single, x)
+        expected.append((gradients(single), statistics(single)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    workers = [subprocess.Popen([sys.executable, script, str(rank), str(folder)], env=environment) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    mean = (expected[0][0] + expected[1][0]) / 2
+    for rank in range(2):
+        grads, stats = torch.load(folder / f"result{rank}.pt")
+        assert distance(grads, mean) < TOLERANCE
+        assert distance(stats, expected[rank][1]) < TOLERANCE

@@ -120,12 +120,13 @@ def assert_as_exact_as_pytorch(
     device: str = "cpu",
     exact_on: str = "cpu",
     fewest_draws: int = 1,
+    fewest_values: int = FEWEST_VALUES,
     trials: int = 1,
 ) -> None:
     """Draw calls from ``make`` until each result has enough values to judge, and compare them all. ``exact_on`` is the
     device of the float64 computation. With several trials the median one of each result decides: for ops with a ReLU
     inside, which a rounding error flips in ours or in PyTorch's now and then."""
-    tried = [_judge(make, layout, device, exact_on, fewest_draws) for _ in range(trials)]
+    tried = [_judge(make, layout, device, exact_on, fewest_draws, fewest_values) for _ in range(trials)]
     for name in tried[0]:
         ranked = sorted((trial[name] for trial in tried), key=lambda judgement: judgement.ratio)
         judgement = ranked[trials // 2]
@@ -133,11 +134,11 @@ def assert_as_exact_as_pytorch(
 
 
 def _judge(
-    make: Callable[[], Call], layout: str, device: str, exact_on: str, fewest_draws: int
+    make: Callable[[], Call], layout: str, device: str, exact_on: str, fewest_draws: int, fewest_values: int
 ) -> dict[str, Judgement]:
     judged: dict[str, Judgement] = {}
     draws = 0
-    while draws < fewest_draws or min(j.values for j in judged.values()) < FEWEST_VALUES:
+    while draws < fewest_draws or min(j.values for j in judged.values()) < fewest_values:
         draws += 1
         call = away_from_the_kink(make().to(device=exact_on))
         # PyTorch's operators sum in another order for another layout: they are given the one in which the op computes.

@@ -186,7 +186,13 @@ CASES = [(name, dtype) for name in SHAPES for dtype in DTYPES if dtype == torch.
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda case: str(case).removeprefix("torch."))
 def test_random_values(name: str, dtype: torch.dtype) -> None:
-    assert_as_exact_as_pytorch(lambda: random_call(SHAPES[name], dtype), trials=5 if dtype == torch.float32 else 1)
+    judged = {"trials": 5} if dtype == torch.float32 else {}
+    if name == "one_channel_inside":
+        judged["fewest_values"] = 32  # a draw has one value of some results
+    if name == "slow_res5":
+        # Over images the library's dgrad of b is 1.75 times as far off here as over clips: more values, to tell from 2.
+        judged["fewest_draws"] = 4
+    assert_as_exact_as_pytorch(lambda: random_call(SHAPES[name], dtype), **judged)
 
 
 def badly_scaled(name: str, dtype: torch.dtype) -> BlockCall:

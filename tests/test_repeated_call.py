@@ -53,7 +53,7 @@ def forbid_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the long way was taken")
 
-    monkeypatch.setattr(sys.modules["slowfast_fast.ops.temporal_conv"], "_check_convolution", fail)
+    monkeypatch.setattr(sys.modules["slowfast_fast.ops._checks"], "convolution", fail)
     monkeypatch.setattr(sys.modules["slowfast_fast.ops.lateral_concat"], "_check_lateral", fail)
     monkeypatch.setattr(sys.modules["slowfast_fast.ops.bottleneck"], "_check", fail)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from network_testing import (
     LAYER_SITES,
     SMALL,
     TOLERANCE,
+    assert_mean_of_two_processes,
     assert_same_step,
     clips,
     distance,
@@ -326,25 +325,7 @@ def ddp_worker(rank: int, folder: Path) -> None:
 @pytest.mark.no_sanitizer
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     """Two processes: the gradient is the mean of theirs, statistics are those of each one's own clips."""
-    fused, stock = pair()
-    torch.save(fused, tmp_path / "model.pt")
-    expected = []
-    for rank in range(2):
-        x = clips()
-        torch.save(x, tmp_path / f"clips{rank}.pt")
-        single = copy.deepcopy(stock)
-        step(single, x)
-        expected.append((gradients(single), statistics(single)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    workers = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    mean = (expected[0][0] + expected[1][0]) / 2
-    for rank in range(2):
-        grads, stats = torch.load(tmp_path / f"result{rank}.pt")
-        assert distance(grads, mean) < TOLERANCE
-        assert distance(stats, expected[rank][1]) < TOLERANCE
+    assert_mean_of_two_processes(__file__, tmp_path)
 
 
 # 9. Activation checkpointing

@@ -1,16 +1,12 @@
+// The CPU device's convolutions, forward and backward: how they are cut into blocks and tasks.
 #include "device.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <memory>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "batch_norm.h"
 #include "support.h"
 
 namespace slowfast_fast {
@@ -192,58 +188,6 @@ ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
   return plan;
 }
 
-// Merges the tasks' [mean, M2][k] in order, in double (Chan et al. 1983); rows(task) is how many they are of.
-template <typename Count>
-void finish_statistics(Dtype dtype, int64_t channels, int64_t tasks, const Count& rows, const double* partial,
-                       const BatchStats& stats) {
-  std::vector<double> mean(static_cast<size_t>(channels)), m2(static_cast<size_t>(channels));
-  double count = 0;
-  for (int64_t task = 0; task < tasks; ++task) {
-    const double added = static_cast<double>(rows(task)), total = count + added;
-    const double* task_mean = partial + task * 2 * channels;
-    for (int64_t k = 0; k < channels; ++k) {
-      const double delta = task_mean[k] - mean[static_cast<size_t>(k)];
-      mean[static_cast<size_t>(k)] += delta * (added / total);
-      m2[static_cast<size_t>(k)] += task_mean[channels + k] + delta * delta * (count * added / total);
-    }
-    count = total;
-  }
-  // Without rows the statistics are 0, and nothing is normalised with them.
-  with_accumulation(dtype, [&](auto zero) {
-    using A = decltype(zero);
-    for (int64_t k = 0; k < channels; ++k) {
-      const double m = m2[static_cast<size_t>(k)];
-      static_cast<A*>(stats.mean)[k] = static_cast<A>(mean[static_cast<size_t>(k)]);
-      static_cast<A*>(stats.invstd)[k] = static_cast<A>(1 / std::sqrt(m / std::max(count, 1.0) + stats.eps));
-      static_cast<A*>(stats.unbiased_var)[k] = static_cast<A>(m / std::max(count - 1, 1.0));
-    }
-  });
-}
-
-// factor = gamma * invstd
-PaddedVector normalising_factor(Dtype dtype, int64_t k, const void* gamma, const void* invstd) {
-  PaddedVector factor(dtype, k, gamma, 1.0);
-  with_accumulation(dtype, [&](auto zero) {
-    using A = decltype(zero);
-    for (int64_t i = 0; i < k; ++i) factor.get<A>()[i] *= static_cast<const A*>(invstd)[i];
-  });
-  return factor;
-}
-
-// The padded vectors of a PoolPlan that normalises, and that plan while they live.
-struct PoolVectors {
-  PaddedVector mean, factor, beta;
-
-  explicit PoolVectors(const NormalisePool& args)
-      : mean(args.pool.dtype, args.pool.c, args.mean, 0),
-        factor(normalising_factor(args.pool.dtype, args.pool.c, args.gamma, args.invstd)),
-        beta(args.pool.dtype, args.pool.c, args.beta, 0) {}
-
-  PoolPlan plan(const NormalisePool& args) const {
-    return {args.pool, mean.get(), factor.get(), beta.get(), args.relu};
-  }
-};
-
 // The vectors of a normalised Source (plan.h); they live as long as the gradient is read.
 struct NormalisedGradient {
   PaddedVector mean, factor, beta, slope, offset;
@@ -263,35 +207,6 @@ struct NormalisedGradient {
     source.offset = offset.get();
   }
 };
-
-// The tasks' sums, [2][k] each, added in order.
-std::vector<double> add_sums(const double* partial, int64_t tasks, int64_t k) {
-  std::vector<double> sums(static_cast<size_t>(2 * k));
-  for (int64_t task = 0; task < tasks; ++task)
-    for (size_t i = 0; i < sums.size(); ++i) sums[i] += partial[static_cast<size_t>(task) * sums.size() + i];
-  return sums;
-}
-
-// What the sums of g and of g * (raw - mean) over `count` rows, one after the other, say of BatchNorm's backward:
-// draw = factor * (g - mean(g) - xhat * mean(g * xhat)) = factor * g + slope * (raw - mean) + offset, with xhat =
-// (raw - mean) * invstd. dscale and dshift may be nullptr.
-void finish_sums(Dtype dtype, const std::vector<double>& sums, int64_t count, const void* invstds,
-                 const PaddedVector& factors, const PaddedVector& slope, const PaddedVector& offset, void* dscale,
-                 void* dshift) {
-  const size_t channels = sums.size() / 2;
-  const double rows = static_cast<double>(count);
-  with_accumulation(dtype, [&](auto zero) {
-    using A = decltype(zero);
-    for (size_t k = 0; k < channels; ++k) {
-      const double sum = sums[k], product = sums[channels + k];
-      const double invstd = static_cast<const A*>(invstds)[k], factor = factors.get<A>()[k];
-      if (dshift) static_cast<A*>(dshift)[k] = static_cast<A>(sum);
-      if (dscale) static_cast<A*>(dscale)[k] = static_cast<A>(product * invstd);
-      slope.get<A>()[k] = static_cast<A>(-factor * invstd * invstd * product / rows);
-      offset.get<A>()[k] = static_cast<A>(-factor * sum / rows);
-    }
-  });
-}
 
 // Per channel the sums of g and of g * (raw - mean) over all rows, in double; writes dresidual on the way.
 std::vector<double> gradient_sums(const ConvBackward& args, const Source& gradient) {
@@ -412,24 +327,6 @@ void Cpu::forward_stats(const ConvForward& args, const BatchStats& stats) {
   finish_statistics(args.dtype, plan.k, row_tasks(plan), rows, partial.get<double>(), stats);
 }
 
-void Cpu::statistics(const RowStatistics& args) {
-  const int64_t blocks = ceil_div(args.p, row_block), tasks = args.n * args.t * blocks;
-  const Buffer partial(static_cast<size_t>(tasks * 2 * args.k) * sizeof(double));
-  const MomentsPlan plan{args.dtype, args.n, args.t, args.p, args.k, args.raw, partial.get<double>()};
-  parallel(tasks, [&](int64_t begin, int64_t end) { kernels().moments(plan, begin, end); });
-  const auto rows = [&](int64_t task) { return std::min(row_block, args.p - task % blocks * row_block); };
-  finish_statistics(args.dtype, args.k, tasks, rows, plan.moments, args.stats);
-}
-
-void Cpu::normalise(const Normalise& args) {
-  const PaddedVector mean(args.dtype, args.k, args.mean, 0), beta(args.dtype, args.k, args.beta, 0);
-  const PaddedVector factor = normalising_factor(args.dtype, args.k, args.gamma, args.invstd);
-  const NormalisePlan plan{args.dtype,    args.n,     args.t,       args.p,     args.k,    args.raw,
-                           args.residual, mean.get(), factor.get(), beta.get(), args.relu, args.y};
-  parallel(args.n * args.t * ceil_div(args.p, row_block),
-           [&](int64_t begin, int64_t end) { kernels().normalise(plan, begin, end); });
-}
-
 void Cpu::backward(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   const bool bn = args.bn.raw.data != nullptr;
@@ -464,92 +361,6 @@ void Cpu::backward(const ConvBackward& args) {
   }
   if (args.dx.data) dgrad(args, gradient);
   if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);
-}
-
-void Cpu::copy(const CopyRows& args) {
-  const int64_t size = static_cast<int64_t>(storage_size(args.dtype)), blocks = ceil_div(args.p, row_block);
-  const auto* from = static_cast<const char*>(args.from.data);
-  auto* to = static_cast<char*>(args.to.data);
-  parallel(args.n * args.t * blocks, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t frame = task / blocks, n = frame / args.t, t = frame % args.t;
-      const int64_t p_end = std::min(args.p, (task % blocks + 1) * row_block);
-      for (int64_t p = task % blocks * row_block; p < p_end; ++p)
-        std::memcpy(to + (n * args.to.stride_n + t * args.to.stride_t + p * args.to.stride_p) * size,
-                    from + (n * args.from.stride_n + t * args.from.stride_t + p * args.from.stride_p) * size,
-                    static_cast<size_t>(args.c * size));
-    }
-  });
-}
-
-void Cpu::max_pool(const MaxPool& args) {
-  const PoolPlan plan{args, nullptr, nullptr, nullptr, false};
-  parallel(args.n * args.t * args.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(plan, begin, end); });
-}
-
-void Cpu::normalise_pool(const NormalisePool& args) {
-  const MaxPool& pool = args.pool;
-  const PoolVectors vectors(args);
-  const PoolPlan plan = vectors.plan(args);
-  parallel(pool.n * pool.t * pool.h_out, [&](int64_t begin, int64_t end) { kernels().max_pool(plan, begin, end); });
-}
-
-void Cpu::normalise_pool_backward(const NormalisePoolBackward& args) {
-  const MaxPool& pool = args.forward.pool;
-  const int64_t frames = pool.n * pool.t, tasks = frames * pool.h_out;
-  const PoolVectors vectors(args.forward);
-  const Buffer partial(static_cast<size_t>(tasks * 2 * pool.c) * sizeof(double));
-  // The last places are read as a whole vector.
-  const Buffer place(static_cast<size_t>(tasks * pool.w_out * pool.c + vector_pad));
-  const PoolSumsPlan windows{vectors.plan(args.forward), args.grad, place.get<uint8_t>(), partial.get<double>()};
-  parallel(tasks, [&](int64_t begin, int64_t end) { kernels().pool_sums(windows, begin, end); });
-  const PaddedVector slope(pool.dtype, pool.c, nullptr, 0), offset(pool.dtype, pool.c, nullptr, 0);
-  finish_sums(pool.dtype, add_sums(windows.sums, tasks, pool.c), frames * pool.h_in * pool.w_in, args.forward.invstd,
-              vectors.factor, slope, offset, args.dgamma, args.dbeta);
-  if (!args.dx.data) return;
-  const PoolGradientPlan plan{windows.forward, args.grad, windows.place, slope.get(), offset.get(), args.dx};
-  parallel(frames * pool.h_in, [&](int64_t begin, int64_t end) { kernels().pool_gradient(plan, begin, end); });
-}
-
-void Cpu::pack_pathways(const PackPathways& args) {
-  parallel(args.n * args.t * args.h, [&](int64_t begin, int64_t end) { kernels().pack_pathways(args, begin, end); });
-}
-
-void Cpu::fold(const FoldBatchNorm& args) {
-  with_accumulation(args.dtype, [&](auto zero) {
-    using A = decltype(zero);
-    const auto at = [](const void* values, int64_t k) { return static_cast<const A*>(values)[k]; };
-    for (int64_t k = 0; k < args.k; ++k) {
-      const A invstd = 1 / std::sqrt(at(args.var, k) + static_cast<A>(args.eps));
-      const A scale = args.gamma ? at(args.gamma, k) * invstd : invstd;
-      static_cast<A*>(args.scale)[k] = scale;
-      static_cast<A*>(args.shift)[k] = (args.beta ? at(args.beta, k) : 0) - at(args.mean, k) * scale;
-    }
-  });
-}
-
-void Cpu::update_running(const RunningStats& args) {
-  if (args.num_batches_tracked) ++*args.num_batches_tracked;
-  const double factor = args.cumulative ? 1.0 / static_cast<double>(*args.num_batches_tracked) : args.momentum;
-  const auto update = [&](void* running, const void* batch) {
-    if (!running) return;
-    const auto run = [&](auto* values) {
-      using T = std::remove_pointer_t<decltype(values)>;
-      for (int64_t k = 0; k < args.k; ++k) {
-        const double added =
-            args.batch_is_double ? static_cast<const double*>(batch)[k] : static_cast<const float*>(batch)[k];
-        values[k] = static_cast<T>((1 - factor) * static_cast<double>(values[k]) + factor * added);
-      }
-    };
-    switch (args.running_dtype) {
-      case Dtype::Float32: return run(static_cast<float*>(running));
-      case Dtype::Float64: return run(static_cast<double*>(running));
-      case Dtype::Float16: return run(static_cast<torch::headeronly::Half*>(running));
-      case Dtype::BFloat16: return run(static_cast<torch::headeronly::BFloat16*>(running));
-    }
-  };
-  update(args.running_mean, args.mean);
-  update(args.running_var, args.unbiased_var);
 }
 
 }  // namespace slowfast_fast

@@ -199,8 +199,27 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
   leave_sums(plan, channel, inside, sum_xhat, partial_xhat);
 }
 
-// The moments of a chunk's rows, (chunks, channels), with means as distances from the first row, which is left in
-// `pivot`: far from zero a mean in Acc would have lost what the chunks differ by.
+// The mean of a few rows of the first image, far apart: what other rows are measured from. Of one row alone, a mean
+// near zero would keep the rounding error of that row's distance.
+constexpr int kPivotRows = 8;
+
+template <int kPack, class T, class Acc>
+__device__ void load_pivot(Acc (&pivot)[kPack], const T* first, int64_t stride, int64_t rows) {
+  const int count = int(rows < kPivotRows ? rows : kPivotRows);
+  Acc sum[kPack] = {};
+#pragma unroll kPivotRows
+  for (int i = 0; i < count; ++i) {
+    T value[kPack];
+    load_pack(value, first + i * (rows / count) * stride);
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) sum[e] += Acc(value[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < kPack; ++e) pivot[e] = sum[e] / Acc(count);
+}
+
+// The moments of a chunk's rows, (chunks, channels), with means as distances from `pivot`: far from zero a mean in Acc
+// would have lost what the chunks differ by.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
     statistic_rows(RowStatistics args, RowPlan plan, Moments<Accumulator<T>>* partial, Accumulator<T>* pivot) {
@@ -209,10 +228,10 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
   const bool inside = channel < args.k;
   RunningMoments<kPack, Acc> moments;
   if (inside) {
-    T first[kPack];
-    load_pack(first, row_at<T>(args.raw, {0, 0, 0}) + channel);
+    Acc middle[kPack];
+    load_pivot(middle, row_at<T>(args.raw, {0, 0, 0}) + channel, args.raw.stride_p, args.p);
     if (blockIdx.x == 0 && plan.lane() == 0)
-      for (int e = 0; e < kPack; ++e) pivot[channel + e] = Acc(first[e]);
+      for (int e = 0; e < kPack; ++e) pivot[channel + e] = middle[e];
     plan.walk<kRowLoads>([&](const Position& at, int64_t left) {
       T value[kRowLoads][kPack];
       const T* row = row_at<T>(args.raw, at) + channel;
@@ -224,7 +243,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
         if (i * plan.lanes >= left) break;
         Acc distance[kPack];
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) distance[e] = Acc(value[i][e]) - Acc(first[e]);
+        for (int e = 0; e < kPack; ++e) distance[e] = Acc(value[i][e]) - middle[e];
         moments.add(distance);
       }
     });

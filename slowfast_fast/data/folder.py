@@ -20,6 +20,11 @@ from .video import Video, VideoError
 EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
+def videos_in(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[Path]:
+    """The files in a folder and the folders in it whose names end as videos' do (in small letters), in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
+
+
 @dataclass(frozen=True)
 class RandomClip:
     """Reads one random clip of a file, for training: (T, crop, crop, 3) in uint8, T the fast pathway's frames.
@@ -118,10 +123,7 @@ class VideoFolder(Dataset[tuple[Tensor, int]]):
             raise FileNotFoundError(f"root: {self.root} is no folder")
         self.classes = sorted(folder.name for folder in self.root.iterdir() if folder.is_dir())
         self.samples = [
-            (path, label)
-            for label, name in enumerate(self.classes)
-            for path in sorted((self.root / name).rglob("*"))
-            if path.suffix.lower() in extensions and path.is_file()
+            (path, label) for label, name in enumerate(self.classes) for path in videos_in(self.root / name, extensions)
         ]
         if not self.samples:
             raise FileNotFoundError(f"root: no videos ({', '.join(extensions)}) in folders of {self.root}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _triple
 
 from ..backend import Choice
 from ..explanation import note, note_call, recording
@@ -74,10 +74,10 @@ def _window(pool: nn.Module | None) -> bool:
     if pool is None:
         return True
     if type(pool) is nn.AdaptiveAvgPool3d:
-        return triple(pool.output_size) == (1, 1, 1)
+        return _triple(pool.output_size) == (1, 1, 1)
     return (
         type(pool) is nn.AvgPool3d
-        and triple(pool.padding) == (0, 0, 0)
+        and _triple(pool.padding) == (0, 0, 0)
         and not pool.ceil_mode
         and not pool.divisor_override
     )
@@ -88,7 +88,7 @@ def _mean(x: Tensor, pool: nn.Module | None) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     if type(pool) is not nn.AvgPool3d:
         return x.mean((2, 3, 4), dtype=dtype)
-    kernel, stride = triple(pool.kernel_size), triple(pool.stride)
+    kernel, stride = _triple(pool.kernel_size), _triple(pool.stride)
     sizes = tuple(x.shape[2:])
     _check_fits(sizes, kernel)
     if sizes == kernel:
@@ -109,7 +109,7 @@ def _visits(size: int, kernel: int, stride: int, device: torch.device, dtype: to
 def _pooled(x: Tensor, pool: nn.Module | None) -> Tensor:
     """(N, T', H', W', C)."""
     if type(pool) is nn.AvgPool3d and _window(pool):
-        _check_fits(tuple(x.shape[2:]), triple(pool.kernel_size))
+        _check_fits(tuple(x.shape[2:]), _triple(pool.kernel_size))
     # In float32: PyTorch has no average pool in half precision on the CPU.
     return (x if pool is None else pool(x.to(torch.promote_types(x.dtype, torch.float32)))).movedim(1, -1)
 
@@ -120,8 +120,3 @@ def _check_fits(sizes: tuple[int, ...], kernel: tuple[int, ...]) -> None:
             f"the head's average pool takes (T, H, W) = {kernel} features at least, and these clips leave {sizes}: "
             "give longer or larger clips, or build the network with head_pool=nn.AdaptiveAvgPool3d, for any size"
         )
-
-
-def triple(size: Any) -> tuple[int, ...]:
-    """(T, H, W) of a pool's option, which may be one number for all."""
-    return (size,) * 3 if isinstance(size, int) else tuple(size)

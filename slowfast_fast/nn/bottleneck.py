@@ -131,7 +131,21 @@ def create_basic_block(
 create_basic_block.expansion = 1  # type: ignore[attr-defined]  # channels of a block's result over dim_inner
 
 
-class BottleneckBlock(nn.Module):
+class _Layers(nn.Module):
+    """The branch of a residual block: layers one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
+        for layer in self.layers():
+            x = conv_norm_act(x, *layer)
+        return x
+
+    def layers(self) -> list[Parts]:
+        """The layers as they are now, so that a residual block can run the last one with its sum and activation."""
+        raise NotImplementedError
+
+
+class BottleneckBlock(_Layers):
     """``norm_c(conv_c(act_b(norm_b(conv_b(act_a(norm_a(conv_a(x))))))))``; norms and activations may be None."""
 
     def __init__(
@@ -158,15 +172,7 @@ class BottleneckBlock(nn.Module):
         if norm_c is not None:
             norm_c.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
-        for layer in self.layers():
-            x = conv_norm_act(x, *layer)
-        return x
-
     def layers(self) -> list[Parts]:
-        """The three layers as they are now, so that a residual block can run the last one with its sum and
-        activation."""
         return [
             (self.conv_a, self.norm_a, self.act_a),
             (self.conv_b, self.norm_b, self.act_b),
@@ -174,7 +180,7 @@ class BottleneckBlock(nn.Module):
         ]
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(_Layers):
     """``norm_b(conv_b(act_a(norm_a(conv_a(x)))))``; norms and activation may be None."""
 
     def __init__(
@@ -195,12 +201,5 @@ class BasicBlock(nn.Module):
         if norm_b is not None:
             norm_b.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
-        for layer in self.layers():
-            x = conv_norm_act(x, *layer)
-        return x
-
     def layers(self) -> list[Parts]:
-        """As ``BottleneckBlock.layers``."""
         return [(self.conv_a, self.norm_a, self.act_a), (self.conv_b, self.norm_b, None)]

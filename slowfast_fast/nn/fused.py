@@ -133,7 +133,7 @@ def not_fusable(conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) 
         return f"{conv.groups} groups"
     if conv.padding_mode != "zeros":
         return f"padding mode {conv.padding_mode}"
-    if conv.bias is not None and type(norm) is nn.BatchNorm3d and (norm.training or norm.running_mean is None):
+    if conv.bias is not None and type(norm) is nn.BatchNorm3d and of_batch(norm):
         return "convolution bias under batch statistics"
     return not_plain(conv, norm, act)
 
@@ -155,6 +155,11 @@ def not_plain(
         if module is not None and is_observed(module):
             return f"{type(module).__name__} carries hooks, a forward of its own or a compiled call"
     return None
+
+
+def of_batch(norm: nn.Module | None) -> bool:
+    """Whether ``norm`` is a BatchNorm3d that takes the statistics of the batch."""
+    return isinstance(norm, nn.BatchNorm3d) and (norm.training or norm.running_mean is None)
 
 
 def is_observed(module: nn.Module) -> bool:
@@ -240,7 +245,7 @@ def _batch_norm(norm: nn.BatchNorm3d, bias: Tensor | None) -> dict[str, Any]:
         # Without a counter nn.BatchNorm3d turns a cumulative average into no update at all.
         "momentum": 0.0 if norm.momentum is None and counter is None else norm.momentum,
         "eps": norm.eps,
-        "training": norm.training or norm.running_mean is None,
+        "training": of_batch(norm),
     }
 
 

@@ -14,7 +14,7 @@ from ..backend import can_run, forced
 from ..explanation import note, recording
 from ..ops._layout import as_rows
 from ..ops.batch_norm_max_pool import MOST_PLACES
-from .fused import Step, _absent, _batch_norm, conv_norm_act, not_plain, run_step
+from .fused import Step, _absent, _batch_norm, conv_norm_act, not_plain, of_batch, run_step
 
 
 def conv_norm_act_pool(
@@ -68,8 +68,7 @@ def _not_by_backend(x: Tensor) -> str | None:
 def _not_of_batch(norm: nn.Module | None) -> str | None:
     if norm is None or _absent(norm):
         return "no norm"
-    fixed = not norm.training and norm.running_mean is not None
-    return "the statistics are not the batch's" if fixed else None
+    return None if of_batch(norm) else "the statistics are not the batch's"
 
 
 def _not_square(pool: nn.Module) -> str | None:

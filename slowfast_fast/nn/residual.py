@@ -18,6 +18,7 @@ from .fused import (
     is_observed,
     not_fusable,
     not_in_time,
+    of_batch,
     residual,
     run_step,
 )
@@ -48,13 +49,13 @@ def layers_needed(x: Tensor, branch: Sequence[Step], shortcut: Sequence[Step], a
     """Why a residual block must run layer by layer; None where ``ops.bottleneck_bn`` has the same result and side
     effects."""
     steps = [step for step in (*branch, *shortcut) if isinstance(step, tuple)]
-    if not any(_of_batch(norm) for _, norm, _ in steps):
+    if not any(of_batch(norm) for _, norm, _ in steps):
         return EVALUATED
     if len(branch) != 3 or len(shortcut) > 1 or len(steps) != len(branch) + len(shortcut):
         return "not three layers and at most one in the shortcut, all open to be fused"
     for (conv, norm, activation), activated in zip(steps, (True, True, False, False), strict=False):
         why = not_fusable(conv, norm, activation)
-        if why is None and not _of_batch(norm):
+        if why is None and not of_batch(norm):
             why = "a layer without a norm, or one with fixed statistics"
         if why is None and _absent(activation) == activated:
             why = "an activation in another place than behind the first two layers and the sum"
@@ -63,11 +64,6 @@ def layers_needed(x: Tensor, branch: Sequence[Step], shortcut: Sequence[Step], a
     if type(act) is not nn.ReLU or is_observed(act):
         return "the block does not end in a plain ReLU without hooks"
     return _not_bottleneck(*(cast(nn.Conv3d, conv) for conv, _, _ in steps)) or ops_needed(x)
-
-
-def _of_batch(norm: nn.Module | None) -> bool:
-    """Whether ``norm`` takes the statistics of the batch."""
-    return isinstance(norm, nn.BatchNorm3d) and (norm.training or norm.running_mean is None)
 
 
 def _not_bottleneck(a: nn.Conv3d, b: nn.Conv3d, c: nn.Conv3d, shortcut: nn.Conv3d | None = None) -> str | None:

@@ -91,6 +91,24 @@ def frames(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int, 
     return (padded - reach) // stride + 1
 
 
+def convolution(
+    x: Tensor, weight: Tensor, residual: Tensor | None, stride: int, padding: int | None, dilation: int, relu: bool
+) -> tuple[int, tuple[int, ...]]:
+    """The arguments of a convolution along T and of what is fused with it. Returns the padding in frames and the shape
+    of the output."""
+    activation("x", x)
+    kernel(weight, x, "x")
+    integer("stride", stride, 1)
+    integer("dilation", dilation, 1)
+    flag("relu", relu)
+    padding = same_padding(padding, weight)
+    n, _, _, h, w = x.shape
+    shape = (n, weight.shape[0], frames(x, weight, stride, padding, dilation, "x"), h, w)
+    if residual is not None:
+        output_like("residual", residual, shape, x)
+    return padding, shape
+
+
 def output_like(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     """A residual: the shape of the output, the dtype and device of ``x``."""
     like(name, tensor, x, "x")

@@ -87,18 +87,9 @@ def temporal_conv_frames_concat(
     Raises:
         As :func:`temporal_conv` and :func:`frames_concat`.
     """
-    _checks.activation("x", x)
-    _checks.kernel(weight, x, "x")
-    _checks.integer("stride", stride, 1)
-    _checks.integer("dilation", dilation, 1)
-    _checks.flag("relu", relu)
-    padding = _checks.same_padding(padding, weight)
-    _checks.frames(x, weight, stride, padding, dilation, "x")
+    padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     _checks.vector("shift", shift, weight)
-    shape = output_shape(x, weight, stride, padding, dilation)
-    if residual is not None:
-        _checks.output_like("residual", residual, shape, x)
-        residual = as_rows(residual, "residual")
+    residual = None if residual is None else as_rows(residual, "residual")
     _check_frames("x", x, shape, fast, alpha, taps)
     x, fast, weight = as_rows(x, "x"), as_rows(fast, "fast"), as_dense(weight, "weight")
     tf32 = allows_tf32(x)

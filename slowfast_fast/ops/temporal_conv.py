@@ -72,7 +72,7 @@ def temporal_conv(
             return run(plan, x, weight, scale, shift, residual, stride, plan.padding, dilation, relu)
         except RuntimeError:
             pass  # the long way says what is wrong
-    padding, _ = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
+    padding, _ = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     _checks.vector("scale", scale, weight)
     _checks.vector("shift", shift, weight)
     return _affine(x, weight, scale, shift, residual, (stride, padding, dilation), relu, key)
@@ -130,29 +130,12 @@ def temporal_conv_bn(
             return bn.update_running_stats(plan.backend, results)
         except RuntimeError:
             pass  # the long way says what is wrong
-    padding, shape = _check_convolution(x, weight, residual, stride, padding, dilation, relu)
+    padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     bn.check(weight, shape)
     geometry = (stride, padding, dilation)
     if bn.of_batch():
         return _normalised(x, weight, bn, residual, geometry, relu, key)
     return _frozen(x, weight, bn, residual, geometry, relu, key)
-
-
-def _check_convolution(
-    x: Tensor, weight: Tensor, residual: Tensor | None, stride: int, padding: int | None, dilation: int, relu: bool
-) -> tuple[int, tuple[int, ...]]:
-    """Check what both forms share. Returns the padding in frames and the shape of the output."""
-    _checks.activation("x", x)
-    _checks.kernel(weight, x, "x")
-    _checks.integer("stride", stride, 1)
-    _checks.integer("dilation", dilation, 1)
-    _checks.flag("relu", relu)
-    padding = _checks.same_padding(padding, weight)
-    n, _, _, h, w = x.shape
-    shape = (n, weight.shape[0], _checks.frames(x, weight, stride, padding, dilation, "x"), h, w)
-    if residual is not None:
-        _checks.output_like("residual", residual, shape, x)
-    return padding, shape
 
 
 def _lay_out(x: Tensor, weight: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -52,18 +52,9 @@ def temporal_conv_lateral_concat(
         TypeError, ValueError: an argument is not as above; the message names it. RuntimeError: the backend that was
         asked for cannot run the call.
     """
-    _checks.activation("x", x)
-    _checks.kernel(weight, x, "x")
-    _checks.integer("stride", stride, 1)
-    _checks.integer("dilation", dilation, 1)
-    _checks.flag("relu", relu)
-    padding = _checks.same_padding(padding, weight)
-    _checks.frames(x, weight, stride, padding, dilation, "x")
+    padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     _checks.vector("shift", shift, weight)
-    shape = output_shape(x, weight, stride, padding, dilation)
-    if residual is not None:
-        _checks.output_like("residual", residual, shape, x)
-        residual = as_rows(residual, "residual")
+    residual = None if residual is None else as_rows(residual, "residual")
     lateral_padding = _checks.lateral(x, shape, fast, lateral_weight, lateral_shift, alpha, lateral_padding)
     _checks.flag("lateral_relu", lateral_relu)
     x, fast = as_rows(x, "x"), as_rows(fast, "fast")
