@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _triple
 
 from .frozen.blocks import (
+    TO_SLOW,
     AsItIs,
     FrozenBlock,
     FrozenMaxPool,
@@ -21,7 +22,20 @@ from .frozen.blocks import (
     PartlyFrozen,
 )
 from .frozen.convolution import FrozenConv
+from .frozen.folding import (
+    OBSERVED,
+    absent_as_none,
+    as_plain,
+    folded,
+    not_conv,
+    not_head,
+    not_linear,
+    not_norm,
+    not_relu,
+    not_transposed,
+)
 from .frozen.head import FrozenHead
+from .frozen.joins import FrozenJoin, FrozenLaterals, Move
 from .frozen.lateral import FrozenFrames, FrozenLateral
 from .frozen.network import Clips, FrozenNetwork
 from .nn.bottleneck import BasicBlock, BottleneckBlock
@@ -30,13 +44,11 @@ from .nn.head import ResNetBasicHead
 from .nn.lateral import FuseFastToSlow, FuseLaterals, only_moves_frames
 from .nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
 from .nn.non_local import NonLocal
-from .nn.rearrange import SampleFrames, TimeToChannel
+from .nn.rearrange import ChannelToTime, RepeatFrames, SampleFrames, TimeToChannel
 from .nn.stage import ResBlock, ResStage, add
 from .nn.stem import ResNetBasicStem
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# In evaluation SyncBatchNorm is BatchNorm3d.
-_BATCH_NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def freeze(model: nn.Module, *, dtype: torch.dtype | None = None, cuda_graph: bool = False) -> FrozenNetwork:
@@ -102,9 +114,9 @@ class _Freezer:
                 frozen.append(cast(nn.Module, self.pathway(block)))
             elif type(block) is nn.MaxPool3d:
                 frozen.append(self.pool(block))
-            elif type(block) is ResNetBasicHead and _not_linear(block, [block]) is None:
+            elif type(block) is ResNetBasicHead and not_linear(block, [block]) is None:
                 frozen.append(self.head([block.pool], block))
-            elif (reason := _not_head(block, after)) is None:
+            elif (reason := not_head(block, after)) is None:
                 pools = cast(PoolConcatPathway, block).pool
                 frozen.append(self.head([None] if pools is None else list(pools), cast(ResNetBasicHead, after)))
                 index += 1
@@ -126,7 +138,7 @@ class _Freezer:
         if block is None:
             return None
         if is_observed(block):
-            return self.as_it_is(block, _OBSERVED)
+            return self.as_it_is(block, OBSERVED)
         if type(block) is ResNetBasicStem:
             pool = None if block.pool is None else self.pool(block.pool)
             return FrozenStem(self.conv(block.conv, block.norm, block.activation), pool)
@@ -142,7 +154,7 @@ class _Freezer:
         if block.branch_fusion is not add:
             return self.as_it_is(block, "its branch_fusion is not the sum")
         if is_observed(block) or is_observed(block.branch2):
-            return self.as_it_is(block, _OBSERVED)
+            return self.as_it_is(block, OBSERVED)
         *inner, (conv, norm, _) = cast(BottleneckBlock, block.branch2).layers()
         layers = [self.conv(*layer) for layer in inner] + [self.conv(conv, norm, block.activation)]
         return FrozenBlock(
@@ -164,22 +176,68 @@ class _Freezer:
 
     def fusion(self, fusion: nn.Module) -> nn.Module:
         if is_observed(fusion):
-            return self.as_it_is(fusion, _OBSERVED)
-        if type(fusion) is FuseLaterals:
-            lateral = fusion.fast_to_slow
-            if lateral is None or fusion.slow_to_fast is not None or lateral.join != "concat" or is_observed(lateral):
-                return self.as_it_is(fusion, "its pathways are added, or it goes from slow to fast")
-            layer: Parts = (lateral.transform, lateral.norm, lateral.activation)
-            if only_moves_frames(*layer):
-                return FrozenFrames(cast("TimeToChannel | SampleFrames", self.copy(lateral.transform)))
-        elif type(fusion) is FuseFastToSlow:
-            layer = (fusion.conv_fast_to_slow, fusion.norm, fusion.activation)
-        else:
+            return self.as_it_is(fusion, OBSERVED)
+        if type(fusion) is FuseFastToSlow:
+            frozen = self.lateral((fusion.conv_fast_to_slow, fusion.norm, fusion.activation), "concat", False)
+            return self.as_it_is(fusion, frozen) if isinstance(frozen, str) else frozen
+        if type(fusion) is not FuseLaterals:
             return self.as_it_is(fusion, "not a lateral connection")
-        conv = self.conv(*layer)
-        if isinstance(conv, FrozenConv) and conv.is_temporal() and conv.dilation[0] == 1:
+        parts: list[nn.Module | None] = []
+        for part, to_fast in ((fusion.fast_to_slow, False), (fusion.slow_to_fast, True)):
+            if part is None:
+                parts.append(None)
+                continue
+            layer: Parts = (part.transform, part.norm, part.activation)
+            frozen = OBSERVED if is_observed(part) else self.lateral(layer, part.join, to_fast)
+            if isinstance(frozen, str):
+                return self.as_it_is(fusion, f"from {'slow to fast' if to_fast else 'fast to slow'}: {frozen}")
+            parts.append(frozen)
+        if parts[1] is None:
+            return self.as_it_is(fusion, "it connects nothing") if parts[0] is None else parts[0]
+        return FrozenLaterals(parts[0], cast(FrozenJoin, parts[1]))
+
+    def lateral(self, layer: Parts, join: str, to_fast: bool) -> nn.Module | str:
+        """One direction of a lateral connection, or why it cannot be frozen."""
+        transform, norm, act = layer[0], absent_as_none(layer[1]), absent_as_none(layer[2])
+        if (why_not := not_norm(norm) or not_relu(act)) is not None:
+            return why_not
+        relu = act is not None
+        if isinstance(transform, (TimeToChannel, SampleFrames, ChannelToTime, RepeatFrames)):
+            if is_observed(transform):
+                return OBSERVED
+            move = cast(Move, self.copy(transform))
+            if only_moves_frames(transform, norm, act) and join == "concat":
+                return FrozenFrames(cast("TimeToChannel | SampleFrames", move))
+            if norm is None:
+                after = None if act is None else self.as_it_is(act, "no op is an activation alone")
+                return FrozenJoin(move, after, move.alpha, to_fast, join)
+            sampled = isinstance(move, SampleFrames)
+            scaled = self.scaled(norm, relu, move.alpha if sampled else 1)
+            return FrozenJoin(None if sampled else move, scaled, move.alpha, to_fast, join)
+        if to_fast:
+            why_not = not_transposed(transform)
+            return why_not or self.transposed(cast(nn.ConvTranspose3d, transform), norm, relu, join)
+        if (why_not := not_conv(transform)) is not None:
+            return why_not
+        conv = self.fold(cast(nn.Conv3d, transform), norm, relu)
+        if join == "concat" and conv.is_temporal() and conv.dilation[0] == 1:
             return FrozenLateral(conv)
-        return self.as_it_is(fusion, "its convolution is not one along T, or a part of it cannot be folded")
+        return FrozenJoin(None, conv, conv.stride[0], False, join)
+
+    def scaled(self, norm: nn.Module, relu: bool, stride: int) -> FrozenConv:
+        """A norm that follows no convolution, as one of each channel by itself, which takes every stride-th frame."""
+        mean = cast(Tensor, cast(nn.BatchNorm3d, norm).running_mean)
+        channels = mean.shape[0]
+        weight, shift = folded(mean.new_ones(channels, 1, 1, 1, 1), None, norm)
+        return self.frozen_conv(weight, shift, (stride, 1, 1), (0, 0, 0), (1, 1, 1), channels, relu)
+
+    def transposed(self, conv: nn.ConvTranspose3d, norm: nn.Module | None, relu: bool, join: str) -> FrozenJoin:
+        alpha = conv.stride[0]
+        weight, shift = folded(conv.weight.transpose(0, 1), conv.bias, norm)
+        plain = as_plain(weight, alpha, cast(int, conv.padding[0]))
+        half = (plain.shape[2] // 2, 0, 0)
+        layer = self.frozen_conv(plain, shift.repeat(alpha), (1, 1, 1), half, (1, 1, 1), 1, relu)
+        return FrozenJoin(None, layer, alpha, True, join)
 
     def pool(self, pool: nn.Module) -> nn.Module:
         if type(pool) is nn.MaxPool3d and not is_observed(pool):
@@ -194,8 +252,8 @@ class _Freezer:
 
     def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> nn.Module:
         """The layer ``act(norm(conv(x)) + residual)``: a FrozenConv, or what is left of it in a PartlyFrozen."""
-        norm, act = _absent_as_none(norm), _absent_as_none(act)
-        why_conv, why_norm, why_act = _not_conv(conv), _not_norm(norm), _not_relu(act)
+        norm, act = absent_as_none(norm), absent_as_none(act)
+        why_conv, why_norm, why_act = not_conv(conv), not_norm(norm), not_relu(act)
         if why_conv is not None:
             return PartlyFrozen(
                 self.as_it_is(conv, why_conv),
@@ -214,26 +272,27 @@ class _Freezer:
         )
 
     def fold(self, conv: nn.Conv3d, norm: nn.Module | None, relu: bool) -> FrozenConv:
-        """BatchNorm into weight and shift, in float64."""
-        weight = conv.weight.detach().double()
-        shift = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().double()
-        if norm is not None:
-            bn = cast(nn.BatchNorm3d, norm)
-            mean, var = cast(Tensor, bn.running_mean).double(), cast(Tensor, bn.running_var).double()
-            scale = torch.rsqrt(var + bn.eps)
-            if bn.weight is not None:
-                scale = scale * bn.weight.detach().double()
-            weight = weight * scale[:, None, None, None, None]
-            shift = (shift - mean) * scale
-            if bn.bias is not None:
-                shift = shift + bn.bias.detach().double()
+        weight, shift = folded(conv.weight, conv.bias, norm)
+        padding = cast("tuple[int, ...]", conv.padding)
+        return self.frozen_conv(weight, shift, conv.stride, padding, conv.dilation, conv.groups, relu)
+
+    def frozen_conv(
+        self,
+        weight: Tensor,
+        shift: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        relu: bool,
+    ) -> FrozenConv:
         return FrozenConv(
             weight.to(self.dtype).contiguous(),
             shift.to(self.exact),
-            stride=conv.stride,
-            padding=cast("tuple[int, ...]", conv.padding),
-            dilation=conv.dilation,
-            groups=conv.groups,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
             relu=relu,
         )
 
@@ -255,70 +314,6 @@ class _Freezer:
         return copy.deepcopy(module).eval().requires_grad_(False).to(self.dtype)
 
 
-_OBSERVED = "it carries hooks, a forward of its own or a compiled call"
-
-
-def _not_conv(conv: nn.Module) -> str | None:
-    if type(conv) is not nn.Conv3d:
-        return f"{type(conv).__name__} is not a plain Conv3d"
-    if is_observed(conv):
-        return _OBSERVED
-    if isinstance(conv.padding, str):
-        return f"padding {conv.padding!r}"
-    return None if conv.padding_mode == "zeros" else f"padding mode {conv.padding_mode}"
-
-
-def _not_norm(norm: nn.Module | None) -> str | None:
-    if norm is None:
-        return None
-    if type(norm) not in _BATCH_NORMS:
-        return f"{type(norm).__name__} is not a plain BatchNorm3d"
-    if cast(nn.BatchNorm3d, norm).running_mean is None:
-        return "BatchNorm without running statistics"
-    return _OBSERVED if is_observed(norm) else None
-
-
-def _not_relu(act: nn.Module | None) -> str | None:
-    if act is None:
-        return None
-    if type(act) is not nn.ReLU:
-        return f"{type(act).__name__} is not a plain ReLU"
-    return _OBSERVED if is_observed(act) else None
-
-
-def _absent_as_none(module: nn.Module | None) -> nn.Module | None:
-    return None if type(module) is nn.Identity and not is_observed(module) else module
-
-
-def _not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
-    """Why a pool over the pathways and what follows it do not make a FrozenHead; None if they do."""
-    if type(pool) is not PoolConcatPathway:
-        return "not a pool over the pathways"
-    if head is None:
-        return "no head follows it"
-    if type(head) is not ResNetBasicHead:
-        return f"{type(head).__name__} follows it, not a classification head"
-    if head.pool is not None or pool.retain_list:
-        return "the head pools by itself"
-    return _not_linear(head, [pool, head])
-
-
-def _not_linear(head: ResNetBasicHead, parts: Sequence[nn.Module]) -> str | None:
-    """Why what the head does behind its pool does not make a FrozenHead, or nobody may stand in for ``parts``."""
-    if type(head.proj) is not nn.Linear:
-        return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
-    average = head.output_pool
-    if average is not None and not (
-        type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
-    ):
-        return "the head's output_pool is not an average over all positions"
-    dropout = head.dropout
-    if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):
-        return f"the head's dropout is {type(dropout).__name__}"
-    watched = [module for part in parts for module in part.modules()]
-    return _OBSERVED if any(is_observed(module) for module in watched) else None
-
-
 def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     """What the network takes, as its stems and first lateral connection say."""
     alone = type(body.blocks[0]) is not MultiPathWayWithFuse
@@ -329,13 +324,12 @@ def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     first = blocks[0]
     if not isinstance(first, FrozenPathways) or len(channels) != 2:
         return Clips(channels, alone)
-    lateral = first.multipathway_fusion
+    fusion = first.multipathway_fusion
+    lateral = (fusion.to_slow or fusion.to_fast) if isinstance(fusion, FrozenLaterals) else fusion
     layers: list[Any] = [stem.conv for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     pools = [stem.pool for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     known = all(isinstance(layer, FrozenConv) for layer in layers) and len(layers) == 2
-    if not (known and isinstance(lateral, (FrozenLateral, FrozenFrames))) or any(
-        isinstance(pool, AsItIs) for pool in pools
-    ):
+    if not (known and isinstance(lateral, TO_SLOW)) or any(isinstance(pool, AsItIs) for pool in pools):
         return Clips(channels)
     slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
     return Clips(channels, frames=((slow,), (fast, lateral.window())))

@@ -14,7 +14,12 @@ from ..ops._layout import as_rows
 from . import bottleneck
 from .choices import ONE_KERNEL
 from .convolution import FrozenConv
+from .joins import FrozenJoin, FrozenLaterals, grouped, ungrouped
 from .lateral import FrozenFrames, FrozenLateral
+
+# Connections of one direction.
+Connection = FrozenLateral | FrozenFrames | FrozenJoin
+TO_SLOW = (FrozenLateral, FrozenFrames, FrozenJoin)
 
 
 class AsItIs(nn.Module):
@@ -78,14 +83,18 @@ class FrozenStem(nn.Module):
         x = self.conv(x)
         return x if self.pool is None else self.pool(x)
 
-    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral | FrozenFrames) -> Tensor | None:
-        """The result with the lateral channels beside it, in one tensor; None where the pool cannot write there."""
+    def with_lateral(self, x: Tensor, source: Tensor, lateral: Connection) -> Tensor | None:
+        """The result with what the source pathway gives beside it, in one tensor; None where the pool cannot write
+        there."""
         if not isinstance(self.pool, FrozenMaxPool):
             return None
         x = self.conv(x)
+        given = lateral.given(source, x.shape[2])
         if recording():
             note((self.pool, lateral), f"max_pool_{lateral.op}")
-        return getattr(ops, f"max_pool_{lateral.op}")(x=x, fast=fast, **self.pool.options, **lateral.arguments())
+        op = getattr(ops, f"max_pool_{lateral.op}")
+        wide = op(x=grouped(x, lateral.group), fast=given, **self.pool.options, **lateral.arguments())
+        return ungrouped(wide, x.shape[2], lateral.group)
 
 
 class FrozenBlock(nn.Module):
@@ -188,24 +197,30 @@ class FrozenStage(nn.Module):
             x = block(x, index > 0) if isinstance(block, FrozenBlock) else block(x)
         return x
 
-    def with_lateral(self, x: Tensor, fast: Tensor, lateral: FrozenLateral | FrozenFrames) -> Tensor | None:
-        """The result with the lateral channels beside it, in one tensor; None where the last layer cannot write
-        there."""
+    def with_lateral(self, x: Tensor, source: Tensor, lateral: Connection) -> Tensor | None:
+        """The result with what the source pathway gives beside it, in one tensor; None where the last layer cannot
+        write there."""
         last = self.res_blocks[-1]
         conv_c = last.last() if isinstance(last, FrozenBlock) else None
         if not (isinstance(last, FrozenBlock) and isinstance(conv_c, FrozenConv) and conv_c.is_temporal()):
             return None
+        if lateral.group > 1 and conv_c.weight.shape[2] > 1:
+            return None  # it sees frames of more than one group
         inner, shortcut = last.inner(self._through(x, self.res_blocks[:-1]))
+        frames = shortcut.shape[2]
+        given = lateral.given(source, frames)
         if recording():
             note((conv_c, lateral), f"temporal_conv_{lateral.op}")
         conv: dict[str, Any] = {
+            "x": grouped(inner, lateral.group),
             "weight": conv_c.weight,
             "shift": conv_c.shift,
-            "residual": shortcut,
+            "residual": grouped(shortcut, lateral.group),
             "relu": conv_c.relu,
         }
         conv.update(conv_c.temporal_geometry())
-        return getattr(ops, f"temporal_conv_{lateral.op}")(x=inner, fast=fast, **conv, **lateral.arguments())
+        wide = getattr(ops, f"temporal_conv_{lateral.op}")(fast=given, **conv, **lateral.arguments())
+        return ungrouped(wide, frames, lateral.group)
 
 
 class FrozenPathways(nn.Module):
@@ -218,18 +233,44 @@ class FrozenPathways(nn.Module):
 
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         """One (N, C, T, H, W) tensor for each pathway -> the same, a new list."""
-        out = list(x)
         fusion = self.multipathway_fusion
-        joins = isinstance(fusion, (FrozenLateral, FrozenFrames))
-        late = 0 if joins else None  # the slow pathway, which the lateral part joins
-        for pathway, block in enumerate(self.multipathway_blocks):
-            if block is not None and pathway != late:
-                out[pathway] = block(as_rows(out[pathway], f"x[{pathway}]"))
-        if not isinstance(fusion, (FrozenLateral, FrozenFrames)):
+        to_slow: Any = fusion if isinstance(fusion, TO_SLOW) else None
+        to_fast: Any = None
+        if isinstance(fusion, FrozenLaterals):
+            to_slow, to_fast = fusion.to_slow, fusion.to_fast
+        # A pathway that is joined waits for the other one, so that its last layer can write beside what that one gives.
+        waiting = [pathway for pathway, lateral in ((0, to_slow), (1, to_fast)) if lateral is not None]
+        out = [tensor if p in waiting else self._pathway(p, tensor) for p, tensor in enumerate(x)]
+        if not waiting:
             return out if fusion is None else fusion(out)
-        slow, fast = as_rows(out[0], "x[0]"), out[1]
-        block = self.multipathway_blocks[0]
-        wide = block.with_lateral(slow, fast, fusion) if isinstance(block, (FrozenStem, FrozenStage)) else None
-        if wide is None:
-            wide = fusion(slow if block is None else block(slow), fast)
-        return [wide, fast]
+        if to_fast is None:
+            out[0] = self._joined(0, out[0], out[1], to_slow)
+        elif to_slow is None:
+            out[1] = self._joined(1, out[1], out[0], to_fast)
+        else:
+            out[:2] = self._both(x, to_slow, to_fast)
+        return out
+
+    def _pathway(self, pathway: int, x: Tensor) -> Tensor:
+        block = self.multipathway_blocks[pathway] if pathway < len(self.multipathway_blocks) else None
+        return x if block is None else block(as_rows(x, f"x[{pathway}]"))
+
+    def _joined(self, pathway: int, x: Tensor, source: Tensor, lateral: Connection) -> Tensor:
+        """The pathway's own part of ``x``, and what ``source``, the other one's result, gives it."""
+        x = as_rows(x, f"x[{pathway}]")
+        block = self.multipathway_blocks[pathway]
+        if lateral.join == "concat" and isinstance(block, (FrozenStem, FrozenStage)):
+            wide = block.with_lateral(x, source, lateral)
+            if wide is not None:
+                return wide
+        own = x if block is None else block(x)
+        return lateral(own, source, isinstance(block, (FrozenStem, FrozenStage)))
+
+    def _both(self, x: Sequence[Tensor], to_slow: Connection, to_fast: FrozenJoin) -> list[Tensor]:
+        fast = as_rows(self._pathway(1, x[1]), "x[1]")
+        if to_slow.join == "concat":
+            wide = self._joined(0, x[0], fast, to_slow)
+            return [wide, to_fast(fast, wide[:, : wide.shape[1] - to_slow.gained(fast)])]
+        slow = as_rows(self._pathway(0, x[0]), "x[0]")
+        joined = to_fast(fast, slow)
+        return [to_slow(slow, fast, isinstance(self.multipathway_blocks[0], (FrozenStem, FrozenStage))), joined]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..backend import Choice, forced
 from ..choosing import choose
-from ..explanation import note, note_call, recording
+from ..explanation import note, note_call, note_copy, recording
 from ..ops._common import allows_tf32, call, kernel
 from ..ops._layout import as_rows, places
 from .choices import choose as choose_kernel
@@ -78,11 +78,15 @@ class FrozenConv(nn.Module):
         if torch.compiler.is_compiling():
             return self._traced(x, residual)
         x = as_rows(x, "x")
+        dense = x.is_contiguous(memory_format=torch.channels_last_3d)
+        if not (dense or self.is_temporal()):  # the libraries would copy it unseen
+            note_copy("x", x)
+            x, dense = x.contiguous(memory_format=torch.channels_last_3d), True
         if residual is not None:
             residual = as_rows(residual, "residual")
         if x.shape[0] == 0:
             return x.new_empty(self.output_shape(x)).contiguous(memory_format=torch.channels_last_3d)
-        key = (x.shape, x.dtype, x.device, forced(), allows_tf32(x))
+        key = (x.shape, dense, x.dtype, x.device, forced(), allows_tf32(x))
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plan(x)
@@ -143,8 +147,8 @@ class FrozenConv(nn.Module):
         op: dict[str, Callable[[], Kernel]] = (
             {"temporal_conv": lambda: TemporalConv(self, x)} if self.is_temporal() else {}
         )
-        if forced() != "auto" and op:
-            return op
+        if op and (forced() != "auto" or not x.is_contiguous(memory_format=torch.channels_last_3d)):
+            return op  # which reads slices in place
         if x.is_cuda:
             flat = self.weight.shape[2] == 1 and self.stride[0] == 1 and self.padding[0] == 0
             cudnn: dict[str, Callable[[], Kernel]] = {"cudnn": lambda: CuDnn2d(self, x)} if flat else {}

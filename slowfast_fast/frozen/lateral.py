@@ -17,6 +17,8 @@ class FrozenLateral(nn.Module):
 
     explains_itself = True
     op = "lateral_concat"  # what there is by itself, and behind max_pool_ and temporal_conv_
+    join = "concat"
+    group = 1  # frames of the slow pathway by themselves, as FrozenJoin has it
 
     def __init__(self, conv: FrozenConv) -> None:
         super().__init__()
@@ -40,7 +42,15 @@ class FrozenLateral(nn.Module):
             "lateral_relu": self.relu,
         }
 
-    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+    def gained(self, fast: Tensor) -> int:
+        """Channels that the slow pathway gains."""
+        return self.weight.shape[0]
+
+    def given(self, fast: Tensor, frames: int) -> Tensor:
+        """What the ops take beside the arguments."""
+        return fast
+
+    def forward(self, slow: Tensor, fast: Tensor, overwrite: bool = False) -> Tensor:
         """For a slow part that could not be written beside it: (N, C, T, H, W) and (N, C_fast, alpha * T, H, W) ->
         (N, C + K, T, H, W)."""
         if recording():
@@ -54,6 +64,8 @@ class FrozenFrames(nn.Module):
 
     explains_itself = True
     op = "frames_concat"
+    join = "concat"
+    group = 1
 
     def __init__(self, moved: TimeToChannel | SampleFrames) -> None:
         super().__init__()
@@ -65,7 +77,13 @@ class FrozenFrames(nn.Module):
     def arguments(self) -> dict[str, Any]:
         return {"alpha": self.moved.alpha, "taps": self.moved.taps}
 
-    def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
+    def gained(self, fast: Tensor) -> int:
+        return fast.shape[1] * self.moved.taps
+
+    def given(self, fast: Tensor, frames: int) -> Tensor:
+        return fast
+
+    def forward(self, slow: Tensor, fast: Tensor, overwrite: bool = False) -> Tensor:
         """As ``FrozenLateral.forward``."""
         if recording():
             note((self,), "frames_concat")
