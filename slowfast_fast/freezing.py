@@ -31,10 +31,11 @@ from .frozen.folding import (
     not_head,
     not_linear,
     not_norm,
+    not_pools,
     not_relu,
     not_transposed,
 )
-from .frozen.head import FrozenHead
+from .frozen.head import FrozenHead, FrozenPools
 from .frozen.joins import FrozenJoin, FrozenLaterals, Move
 from .frozen.lateral import FrozenFrames, FrozenLateral
 from .frozen.network import Clips, FrozenNetwork
@@ -120,6 +121,9 @@ class _Freezer:
                 pools = cast(PoolConcatPathway, block).pool
                 frozen.append(self.head([None] if pools is None else list(pools), cast(ResNetBasicHead, after)))
                 index += 1
+            elif after is None and not_pools(block) is None:
+                pools = cast(PoolConcatPathway, block).pool
+                frozen.append(FrozenPools([self.copy(pool) for pool in cast(nn.ModuleList, pools)]))
             elif type(block) is PoolConcatPathway:
                 frozen.append(self.as_it_is(block, reason))
             else:

@@ -5,6 +5,7 @@ Nothing here knows the package but the names of the weights. Heads average over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,20 +28,30 @@ class Plain:
     non_local_kind: str = "dot_product"
     non_local_pool: tuple[int, int, int] = (1, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 1, 1)
 
     def slowfast(self, clips: Sequence[Tensor]) -> Tensor:
+        return self.classified(torch.cat([features.mean((2, 3, 4)) for features in self.pathways(clips)], 1))
+
+    def detection(self, clips: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """Of each box the largest feature of 7 x 7 cells, at 1/16 of the clips' size, classes by themselves."""
+        slow, fast = self.pathways(clips)
+        sampled = roi_align(torch.cat([slow.mean(2), fast.mean(2)], 1), boxes, (7, 7), 1 / 16, 0)
+        return self.classified(sampled.amax((2, 3))).sigmoid()
+
+    def pathways(self, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         slow, fast = (self.stem(f"blocks.0.multipathway_blocks.{p}.", clip) for p, clip in enumerate(clips))
-        for stage, stride in enumerate(self.strides, start=1):
+        for stage in range(1, 5):
             slow, fast = self.joined(f"blocks.{stage - 1}.multipathway_fusion.", slow, fast)
             slow, fast = (
-                self.stage(f"blocks.{stage}.multipathway_blocks.{p}.", x, stride) for p, x in ((0, slow), (1, fast))
+                self.stage(f"blocks.{stage}.multipathway_blocks.{p}.", x, stage) for p, x in ((0, slow), (1, fast))
             )
-        return self.classified(torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], 1))
+        return slow, fast
 
     def resnet(self, clip: Tensor, stem_stride: int = 1) -> Tensor:
         x = self.stem("blocks.0.", clip, stem_stride)
-        for stage, stride in enumerate(self.strides, start=1):
-            x = self.stage(f"blocks.{stage}.", x, stride)
+        for stage in range(1, 5):
+            x = self.stage(f"blocks.{stage}.", x, stage)
         return self.classified(x.mean((2, 3, 4)))
 
     def classified(self, features: Tensor) -> Tensor:
@@ -51,16 +62,16 @@ class Plain:
         x = self.layer(path + "conv", path + "norm", x, (stride, 2, 2)).relu()
         return F.max_pool3d(x, (1, 3, 3), (stride, 2, 2), (0, 1, 1))
 
-    def stage(self, path: str, x: Tensor, stride: int) -> Tensor:
-        index = 0
+    def stage(self, path: str, x: Tensor, stage: int) -> Tensor:
+        index, stride, dilation = 0, self.strides[stage - 1], self.dilations[stage - 1]
         while f"{path}res_blocks.{index}.branch2.conv_a.weight" in self.weights:
-            x = self.block(f"{path}res_blocks.{index}.", x, 1 if index else stride)
+            x = self.block(f"{path}res_blocks.{index}.", x, 1 if index else stride, dilation)
             if f"{path}non_local.{index}.conv_g.weight" in self.weights:
                 x = self.non_local(f"{path}non_local.{index}.", x)
             index += 1
         return x
 
-    def block(self, path: str, x: Tensor, stride: int) -> Tensor:
+    def block(self, path: str, x: Tensor, stride: int, dilation: int) -> Tensor:
         shortcut = x
         if path + "branch1_conv.weight" in self.weights:
             shortcut = self.layer(path + "branch1_conv", path + "branch1_norm", x, (1, stride, stride))
@@ -68,7 +79,9 @@ class Plain:
         strided = "b" if bottleneck else "a"
         for part in "abc" if bottleneck else "ab":
             step = (1, stride, stride) if part == strided else (1, 1, 1)
-            x = self.layer(f"{path}branch2.conv_{part}", f"{path}branch2.norm_{part}", x, step)
+            x = self.layer(
+                f"{path}branch2.conv_{part}", f"{path}branch2.norm_{part}", x, step, dilation if part == "b" else 1
+            )
             x = (x + shortcut if part == ("c" if bottleneck else "b") else x).relu()
         return x
 
@@ -122,10 +135,18 @@ class Plain:
             seen = torch.stack(slow.chunk(self.alpha, 1), 3).flatten(2, 3)
         return self.normed(path + "norm", seen)
 
-    def layer(self, conv: str, norm: str | None, x: Tensor, stride: tuple[int, int, int] = (1, 1, 1)) -> Tensor:
+    def layer(
+        self,
+        conv: str,
+        norm: str | None,
+        x: Tensor,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        dilation: int = 1,
+    ) -> Tensor:
         weight = self.weights[conv + ".weight"]
-        padding = [size // 2 for size in weight.shape[2:]]
-        x = F.conv3d(x, weight, self.weights.get(conv + ".bias"), stride, padding)
+        spread = (1, dilation, dilation)
+        padding = [size // 2 * step for size, step in zip(weight.shape[2:], spread, strict=True)]
+        x = F.conv3d(x, weight, self.weights.get(conv + ".bias"), stride, padding, spread)
         return x if norm is None else self.normed(norm, x)
 
     def normed(self, path: str, x: Tensor) -> Tensor:
@@ -134,3 +155,49 @@ class Plain:
         names = ("running_mean", "running_var", "weight", "bias")
         values = [self.weights[f"{path}.{name}"] for name in names]
         return F.batch_norm(x, *values, training=self.training, momentum=0.1, eps=1e-5)
+
+
+def roi_align(
+    x: Tensor,
+    boxes: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool = False,
+) -> Tensor:
+    """Sample after sample, as the paper and torchvision's kernel have it: x (N, C, H, W), boxes (B, 5)."""
+    cells = []
+    for clip, *corners in boxes.tolist():
+        x1, y1, x2, y2 = (corner * spatial_scale - (0.5 if aligned else 0.0) for corner in corners)
+        features = x[int(clip)]
+        rows = _samples(y1, y2, output_size[0], sampling_ratio, aligned)
+        columns = _samples(x1, x2, output_size[1], sampling_ratio, aligned)
+        cells.append(torch.stack([torch.stack([_cell(features, ys, xs) for xs in columns], 1) for ys in rows], 1))
+    return torch.stack(cells) if cells else x.new_zeros(0, x.shape[1], *output_size)
+
+
+def _samples(first: float, last: float, cells: int, ratio: int, aligned: bool) -> list[list[float]]:
+    """Where the samples of each cell lie, in one direction."""
+    size = (last - first if aligned else max(last - first, 1.0)) / cells
+    count = ratio or math.ceil(size)
+    return [[first + cell * size + (i + 0.5) * size / count for i in range(count)] for cell in range(cells)]
+
+
+def _cell(features: Tensor, ys: list[float], xs: list[float]) -> Tensor:
+    """The mean of (C, H, W) over a grid of samples; those outside by more than a position count as 0."""
+    total = 0 * features[:, 0, 0]
+    height, width = features.shape[1:]
+    for y in ys:
+        for x in xs:
+            if -1 <= y <= height and -1 <= x <= width:
+                total = total + _interpolated(features, min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0))
+    return total / max(len(ys) * len(xs), 1)
+
+
+def _interpolated(features: Tensor, y: float, x: float) -> Tensor:
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, features.shape[1] - 1), min(left + 1, features.shape[2] - 1)
+    up, beside = y - top, x - left
+    upper = (1 - beside) * features[:, top, left] + beside * features[:, top, right]
+    lower = (1 - beside) * features[:, bottom, left] + beside * features[:, bottom, right]
+    return (1 - up) * upper + up * lower

@@ -123,8 +123,8 @@ def test_wheel(tmp_path):
     requires = metadata.get_all("Requires-Dist")
     assert "torch>=2.10" in requires
     assert set(metadata.get_all("Provides-Extra")) >= {"demo", "test", "bench", "dev", "triton"}
-    # A test or demo extra that needs torchvision would replace a pinned torch.
-    assert [line for line in requires if line.startswith("torchvision")] == ['torchvision; extra == "roi"']
+    # It would replace a pinned torch.
+    assert not [line for line in requires if line.startswith("torchvision")]
     assert "slowfast-fast = slowfast_fast.cli:main" in scripts
 
 

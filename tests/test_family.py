@@ -76,20 +76,21 @@ KNOWN_TO_PLAIN = (
 )
 
 
-def compare(model: nn.Module, x: Any, plain: Plain, run: Callable[[Plain, Any], Tensor]) -> None:
-    """Evaluation, frozen and not; a training step: output, gradients and statistics."""
+def compare(model: nn.Module, x: Any, plain: Plain, run: Callable[..., Tensor], *others: Tensor) -> None:
+    """Evaluation, frozen and not; a training step: output, gradients and statistics. ``others``: boxes."""
     for parameter in model.parameters():  # gammas of 0 would hide what is behind them
         if parameter.dim() == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
     tensors = [x] if isinstance(x, Tensor) else x
-    plain = replace(plain, weights=dict(model.state_dict(keep_vars=True)))
+    # A detection network's body is a network in a network.
+    plain = replace(plain, weights={k.removeprefix("model."): v for k, v in model.state_dict(keep_vars=True).items()})
     with torch.no_grad():
-        expected = run(plain, x)
-        assert distance(model.eval()(x), expected) < TOLERANCE
-        assert distance(slowfast_fast.freeze(model)(x), expected) < TOLERANCE
+        expected = run(plain, x, *others)
+        assert distance(model.eval()(x, *others), expected) < TOLERANCE
+        assert distance(slowfast_fast.freeze(model)(x, *others), expected) < TOLERANCE
     weights = {key: value.clone() if "running" in key else value for key, value in plain.weights.items()}
     trained = replace(plain, weights=weights, training=True)
-    outputs = model.train()(x), run(trained, x)
+    outputs = model.train()(x, *others), run(trained, x, *others)
     assert distance(outputs[0], outputs[1]) < TOLERANCE
     grad = torch.randn_like(outputs[0])
     wanted = [*tensors, *model.parameters()]
@@ -99,7 +100,7 @@ def compare(model: nn.Module, x: Any, plain: Plain, run: Callable[[Plain, Any], 
     assert distance(ours, theirs) < TOLERANCE
     for key, value in model.named_buffers():
         if "running" in key:
-            assert distance(value, weights[key]) < TOLERANCE, key
+            assert distance(value, weights[key.removeprefix("model.")]) < TOLERANCE, key
 
 
 def clip(frames: int, height: int = 32, width: int = 33) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -344,13 +343,6 @@ def test_detection_honours_what_stock_ignores(stock: ModuleType) -> None:
     assert model.model.blocks[1].multipathway_blocks[0].res_blocks[0].branch2.conv_a.bias is not None
     assert model.detection_head.pool_spatial is None
     assert model.to(DTYPE)(clips(), BOXES).shape == (3, 7 * 3 * 2)
-
-
-def test_detection_without_torchvision_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    with pytest.raises(ImportError, match=r"needs RoIAlign from torchvision.*slowfast-fast\[roi\]"):
-        slowfast_fast.create_slowfast_with_roi_head(**DETECTION)
 
 
 def test_detection_of_more_than_one_frame_raises(stock: ModuleType) -> None:

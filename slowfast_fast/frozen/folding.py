@@ -114,12 +114,21 @@ def not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
     return not_linear(head, [pool, head])
 
 
+def not_pools(block: nn.Module) -> str | None:
+    """For pools with nothing behind them in the network, so that their features are what it gives."""
+    if type(block) is not PoolConcatPathway or block.retain_list or block.pool is None or None in list(block.pool):
+        return "not a pool of every pathway"
+    return OBSERVED if any(is_observed(module) for module in block.modules()) else None
+
+
 def not_linear(head: ResNetBasicHead, parts: Sequence[nn.Module]) -> str | None:
     """Why what the head does behind its pool does not make a FrozenHead, or nobody may stand in for ``parts``."""
     if type(head.proj) is not nn.Linear:
         return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
     average = head.output_pool
-    if average is not None and not (type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)):
+    if average is not None and not (
+        type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
+    ):
         return "the head's output_pool is not an average over all positions"
     dropout = head.dropout
     if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):

@@ -1,4 +1,4 @@
-"""The frozen head: both pools and the classifier, without a tensor of concatenated features."""
+"""The frozen head: both pools and the classifier, without a tensor of concatenated features; and pools alone."""
 
 from __future__ import annotations
 
@@ -67,6 +67,28 @@ class FrozenHead(nn.Module):
         if self.activation is not None:
             out = self.activation(out)
         return (out.mean((2, 3, 4)) if self.averages else out).to(x[0].dtype)
+
+
+class FrozenPools(nn.Module):
+    """Pools of the pathways, their features side by side: what a head that takes boxes reads.
+
+    Sums are in float32 at least, as in ``FrozenHead``; each of the pools may be None.
+    """
+
+    explains_itself = True
+
+    def __init__(self, pools: Sequence[nn.Module | None]) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(pools)  # type: ignore[arg-type]
+
+    def forward(self, x: Sequence[Tensor]) -> Tensor:
+        """One (N, C, T, H, W) for each pathway -> (N, sum of C, T', H', W')."""
+        parts = [_pooled(tensor, pool) for tensor, pool in zip(x, self.pools, strict=True)]
+        out = torch.cat(parts, -1).to(x[0].dtype).movedim(-1, 1)
+        if recording():
+            note((self,), "pools")
+            note_call("pools", Choice("aten", "each pathway's, side by side"), tuple(x), out)
+        return out
 
 
 def _window(pool: nn.Module | None) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..backend import backend
-from ..nn.head import create_res_roi_pooling_head
 from .registry import Entry, entry, list_models
 
 
@@ -28,9 +26,6 @@ def cost(name: str, crop: int = 256, **overrides: Any) -> Cost:
     """Of a registered model with its own clips at ``crop``; of a detection network without the head, which boxes
     determine. Raises ValueError for a name that is not registered."""
     known = entry(name)
-    if known.boxes:
-        # Without torchvision: the layer that samples boxes has no parameters and is not run.
-        overrides = {"head": partial(create_res_roi_pooling_head, roi=lambda **_: nn.Identity()), **overrides}
     with torch.device("meta"):
         model = known.create(**overrides).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -230,8 +230,6 @@ def create_slowfast_with_roi_head(
         head_spatial_scale: factor from box coordinates (pixels of the input) to feature coordinates.
         head_sampling_ratio: samples per output value and direction; 0 takes as many as the box is wide.
         slowfast: every other keyword of ``create_slowfast``.
-
-    Raises ImportError where the default head is used and torchvision (for RoIAlign) is not installed.
     """
     model = create_slowfast(
         model_depth=model_depth,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .roi_align import RoIAlign
+
 
 def create_res_basic_head(
     *,
@@ -38,18 +40,6 @@ def create_res_basic_head(
     )
 
 
-def roi_align(*, output_size: Sequence[int], spatial_scale: float, sampling_ratio: int) -> nn.Module:
-    """torchvision's ``RoIAlign``. Raises ImportError where torchvision is not installed."""
-    try:
-        from torchvision.ops import RoIAlign
-    except ImportError as error:
-        raise ImportError(
-            "the detection head needs RoIAlign from torchvision, which is not installed: install slowfast-fast[roi], "
-            "or give create_res_roi_pooling_head another roi layer"
-        ) from error
-    return RoIAlign(output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio)
-
-
 def create_res_roi_pooling_head(
     *,
     in_features: int,
@@ -57,7 +47,7 @@ def create_res_roi_pooling_head(
     resolution: Sequence[int],
     spatial_scale: float,
     sampling_ratio: int = 0,
-    roi: Callable[..., nn.Module] = roi_align,
+    roi: Callable[..., nn.Module] = RoIAlign,
     pool: Callable[..., nn.Module] | None = nn.AvgPool3d,
     output_size: int | tuple[int, ...] = (1, 1, 1),
     pool_kernel_size: Sequence[int] = (1, 7, 7),
@@ -74,12 +64,10 @@ def create_res_roi_pooling_head(
         resolution: (H, W) that each box is sampled to.
         spatial_scale: factor from box coordinates to feature coordinates.
         sampling_ratio: samples per output value and direction; 0 takes as many as the box is wide.
-        roi: called with ``output_size``, ``spatial_scale`` and ``sampling_ratio``; torchvision's ``RoIAlign`` unless
-            given.
+        roi: called with ``output_size``, ``spatial_scale`` and ``sampling_ratio``; torchvision's ``RoIAlign`` fits.
         pool_spatial: called with ``resolution`` and ``stride=1``; None leaves it out.
 
-    The rest is as for ``create_res_basic_head``. Raises ImportError where ``roi`` is not given and torchvision is not
-    installed.
+    The rest is as for ``create_res_basic_head``.
     """
     return ResNetRoIHead(
         proj=nn.Linear(in_features, out_features),
