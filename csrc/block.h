@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "images.h"
+#include "products.h"
 
 namespace slowfast_fast {
 
@@ -30,6 +31,9 @@ inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Ten
   const auto check_weight = [&](const Tensor& weight, const Sizes& sizes, const char* name) {
     check_like(weight, x, name);
     check_sizes(weight, sizes, name);
+  };
+  const auto check_pointwise = [&](const Tensor& weight, const Sizes& sizes, const char* name) {
+    check_weight(weight, sizes, name);
     STD_TORCH_CHECK(weight.is_contiguous(), name, " must be contiguous");
   };
   BlockShape s{};
@@ -44,14 +48,14 @@ inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Ten
   s.w_out = (s.w - 1) / g.b.stride + 1;
   const int64_t j = s.a.k, k = weight_c.size(0);
   check_weight(weight_b, {j, j, 1, 3, 3}, "weight_b");
-  check_weight(weight_c, {k, j, 1, 1, 1}, "weight_c");
+  check_pointwise(weight_c, {k, j, 1, 1, 1}, "weight_c");
   const auto pointwise = [&](int64_t in, int64_t out) -> ConvShape {
     return {s.a.n, in, out, s.a.t_out, s.a.t_out, s.h_out * s.w_out, 1, 1, 0, 1};
   };
   s.b = pointwise(j, j);
   s.c = pointwise(j, k);
   if (shortcut_weight) {
-    check_weight(*shortcut_weight, {k, s.a.c, 1, 1, 1}, "shortcut_weight");
+    check_pointwise(*shortcut_weight, {k, s.a.c, 1, 1, 1}, "shortcut_weight");
     STD_TORCH_CHECK((s.a.t_in - 1) / g.stride_a + 1 == s.a.t_out, "a and the shortcut must leave the same T");
     s.shortcut = pointwise(s.a.c, k);
   } else {
@@ -102,6 +106,14 @@ class Block {
     device_.forward_stats(forward(layer, x, y), {layer.mean, layer.invstd, layer.unbiased_var, eps});
   }
 
+  // The raw output of a pointwise layer once more, in memory of its own.
+  Tensor convolve_again(const NormedLayer& layer, const Tensor& x, const Tensor& weight) {
+    const Tensor raw = empty_channels_last(x_, {x.size(0), layer.shape.k, x.size(2), x.size(3), x.size(4)});
+    if (by_library(layer.shape, x)) multiply(as_matrix(x), transposed(pointwise_matrix(weight)), as_matrix(raw));
+    else convolve(layer, x, raw);
+    return raw;
+  }
+
   // Of what a library convolved.
   void statistics(const NormedLayer& layer, const Tensor& raw, double eps) {
     const ConvShape& s = layer.shape;
@@ -134,6 +146,24 @@ class Block {
     args.relu = relu;
     args.bn = {rows(raw, "raw"), layer.mean, layer.invstd, layer.gamma, layer.beta, {}};
     return args;
+  }
+
+  // The backward of a layer that reads x: what `args` wants and, into those of dx and dweight that are wanted, its
+  // products. The gradient of the convolution's output is formed once, in the memory of `draw`.
+  void run_backward(ConvBackward args, const Tensor& x, const Tensor& weight, const Tensor& draw,
+                    const OptionalTensor& dx, const OptionalTensor& dweight) {
+    if (dx || dweight) args.dconv = out_rows(draw);
+    const bool library = by_library(args.shape, x);
+    if (dweight && !library) {
+      args.x = rows(x, "x");
+      args.dweight = dweight->data_ptr();
+    }
+    // The library's product cannot add to what is there.
+    const bool library_dx = library && !args.dx_residual.data;
+    if (dx && !library_dx) args.dx = out_rows(*dx);
+    device_.backward(args);
+    if (dx && library_dx) multiply(as_matrix(draw), pointwise_matrix(weight), as_matrix(*dx));
+    if (dweight && library) multiply(transposed(as_matrix(draw)), as_matrix(x), pointwise_matrix(*dweight));
   }
 
   // g = grad where out > 0, else 0, and its sums over rows.
@@ -171,6 +201,10 @@ class Block {
  private:
   ConvForward forward(const NormedLayer& layer, const Tensor& x, const Tensor& y) const {
     return {layer.shape, dtype_, tf32_, rows(x, "x"), layer.weight, nullptr, nullptr, {}, false, out_rows(y)};
+  }
+
+  bool by_library(const ConvShape& s, const Tensor& x) const {
+    return Device::library_multiplies(s, dtype_) && is_matrix(x);
   }
 
   // Rows (T', H', W') of one clip: dense ones, and those of x that the shortcut sees.

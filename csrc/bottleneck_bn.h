@@ -103,10 +103,10 @@ BlockGradients bottleneck_bn_backward(
     d[gradient] = empty_vector(x, k);
     return d[gradient].data_ptr();
   };
-  const auto weight_for = [&](int gradient, const Tensor& weight) -> void* {
-    if (!need[gradient]) return nullptr;
-    d[gradient] = torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device());
-    return d[gradient].data_ptr();
+  const auto weight_for = [&](int gradient, const Tensor& weight) -> OptionalTensor {
+    if (need[gradient])
+      d[gradient] = torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device());
+    return need[gradient] ? OptionalTensor(d[gradient]) : std::nullopt;
   };
 
   // The gradient past the last ReLU: that of both branches. Its sums are the gradients of both betas.
@@ -118,17 +118,12 @@ BlockGradients bottleneck_bn_backward(
 
   Tensor g_b = nothing(x);  // the gradient of what c read; then of what b wrote, in the same memory
   if (into_c) {
-    const Tensor raw_c = empty_channels_last(x, s.sizes_out(s.c.k)), z = block.activated(b, raw_b);
-    block.convolve(c, z, raw_c);
+    const Tensor z = block.activated(b, raw_b), raw_c = block.convolve_again(c, z, weight_c);
     ConvBackward args = block.backward(c, g, raw_c, false);
-    args.x = rows(z, "z");
-    args.dweight = weight_for(kWeightC, weight_c);
     args.dscale = vector_for(kGammaC, s.c.k);
-    if (into_b) {
-      g_b = empty_channels_last(x, s.sizes_out(s.a.k));
-      args.dx = out_rows(g_b);
-    }
-    block.device().backward(args);
+    if (into_b) g_b = empty_channels_last(x, s.sizes_out(s.a.k));
+    block.run_backward(args, z, weight_c, raw_c, into_b ? OptionalTensor(g_b) : std::nullopt,
+                       weight_for(kWeightC, weight_c));
   }
   Tensor g_a = nothing(x);  // the gradient of what b read
   if (into_b) {
@@ -145,33 +140,26 @@ BlockGradients bottleneck_bn_backward(
   }
   if (shortcut_weight && (need[kX] || need.any(kShortcutWeight, kShortcutBeta))) {
     const NormedLayer shortcut(s.shortcut, x, *shortcut_weight, shortcut_gamma, std::nullopt, shortcut_stats);
-    const Tensor seen = block.seen_by_shortcut(), raw = empty_channels_last(x, s.sizes_out(s.c.k));
-    block.convolve(shortcut, seen, raw);
+    const Tensor seen = block.seen_by_shortcut(), raw = block.convolve_again(shortcut, seen, *shortcut_weight);
     ConvBackward args = block.backward(shortcut, g, raw, false);
-    args.x = rows(seen, "x");
-    args.dweight = weight_for(kShortcutWeight, *shortcut_weight);
     args.dscale = vector_for(kShortcutGamma, s.c.k);
-    Tensor dx = nothing(x);
-    if (need[kX]) {
-      dx = empty_channels_last(x, s.sizes_out(s.a.c));
-      args.dx = out_rows(dx);
-    }
-    block.device().backward(args);
-    if (need[kX]) g = block.spread(dx);
+    OptionalTensor dx;
+    if (need[kX]) dx = empty_channels_last(x, s.sizes_out(s.a.c));
+    block.run_backward(args, seen, *shortcut_weight, raw, dx, weight_for(kShortcutWeight, *shortcut_weight));
+    if (need[kX]) g = block.spread(*dx);
   }
   if (into_a) {
     ConvBackward args = block.backward(a, g_a, raw_a, true);
-    args.x = rows(x, "x");
-    args.dweight = weight_for(kWeightA, weight_a);
     args.dscale = vector_for(kGammaA, s.a.k);
     args.dshift = vector_for(kBetaA, s.a.k);
+    OptionalTensor dx;
     if (need[kX]) {
       // g holds the gradient that x has from the shortcut; a adds its own to it.
       d[kX] = g;
-      args.dx = out_rows(g);
+      dx = g;
       args.dx_residual = rows(g, "g");
     }
-    block.device().backward(args);
+    block.run_backward(args, x, weight_a, g_a, dx, weight_for(kWeightA, weight_a));
   }
   return {d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10], d[11], d[12]};
 }

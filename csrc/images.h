@@ -42,6 +42,7 @@ struct ImageGradients {
   OptionalTensor x, weight;
 };
 
+// The gradient of the weight has the weight's layout: contiguous, or else channels_last_3d.
 inline ImageGradients convolve_images_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                const SpatialConv& conv, bool need_x, bool need_weight) {
   using torch::stable::detail::from;
@@ -65,7 +66,11 @@ inline ImageGradients convolve_images_backward(const Tensor& grad, const Tensor&
   torch::stable::detail::to<Tensor>(stack[2]);
   ImageGradients gradients;
   if (need_x) gradients.x = as_clips(dx, x.size(0));
-  if (need_weight) gradients.weight = torch::stable::unsqueeze(torch::stable::contiguous(dweight), 2);
+  if (need_weight) {
+    const auto layout = weight.is_contiguous() ? torch::headeronly::MemoryFormat::Contiguous
+                                               : torch::headeronly::MemoryFormat::ChannelsLast;
+    gradients.weight = torch::stable::unsqueeze(torch::stable::contiguous(dweight, layout), 2);
+  }
   return gradients;
 }
 

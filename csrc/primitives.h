@@ -136,7 +136,7 @@ struct ConvBackward {
   OutRows dx;
   // The next two by the CPU alone so far.
   Rows dx_residual;  // added to dx; may be dx itself
-  OutRows dconv;     // the gradient of the convolution's output, for a library's convolution; may be grad itself
+  OutRows dconv;     // the gradient of the convolution's output, which the products then read; may be grad or bn.raw
   void* dweight;     // (K, C, kt), contiguous, in dtype
   void* dscale;      // dscale or dgamma
   void* dshift;      // dshift or dbeta

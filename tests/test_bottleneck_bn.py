@@ -88,9 +88,10 @@ SHAPES = {
     "fast_res2_first": Shape(n=1, c=8, j=8, k=32, h=9, w=7),
     "fast_res3_first": Shape(n=1, c=32, j=16, k=64, t=4, stride=2, h=8, w=6),
     "fast_res4": Shape(n=1, c=128, j=32, k=128, t=4, shortcut=False),
+    "library_products": Shape(c=80, j=64, k=128, kt=1, t=2, h=4, stride=2),
     "slow_res5": Shape(n=2, c=128, j=64, k=128, t=4, h=4, w=4, shortcut=False),
 }
-SEVERAL = ("shortcut", "identity", "stride_in_both", "wide")
+SEVERAL = ("shortcut", "identity", "stride_in_both", "wide", "library_products")
 few_shapes = pytest.mark.parametrize("shape", [Shape(stride=2), Shape(shortcut=False)], ids=["shortcut", "identity"])
 
 
@@ -237,10 +238,29 @@ def test_layouts(layout: str, shape: Shape) -> None:
         torch.testing.assert_close(result, expected[name], msg=lambda message, n=name: f"{n}: {message}")
 
 
-@few_shapes
+@pytest.mark.parametrize("layer", ["a", "b"])
+def test_weight_in_channels_last(layer: str) -> None:
+    """b's is taken as it is, and so is the layout of its gradient."""
+    call = random_call(Shape(), torch.float32)
+    expected = call.run()
+    name = f"{layer}_weight"
+    rows = call.tensors[name].contiguous(memory_format=torch.channels_last_3d)
+    results = replace(call, tensors=call.tensors | {name: rows}).run()
+    for result in results:
+        torch.testing.assert_close(results[result], expected[result], msg=lambda message, n=result: f"{n}: {message}")
+    assert results["grad of b_weight"].is_contiguous(
+        memory_format=torch.channels_last_3d if layer == "b" else torch.contiguous_format
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(stride=2, h=6, w=6), Shape(shortcut=False, h=6, w=6), Shape(c=64, j=64, k=128, kt=1, t=4, h=16, w=16)],
+    ids=["shortcut", "identity", "library_products"],
+)
 def test_same_for_any_number_of_threads(shape: Shape) -> None:
     """All but the gradient of b's weight, which is the library's."""
-    call = random_call(replace(shape, h=6, w=6), torch.float32)
+    call = call_of(shape, torch.float32)
     differentiable = tuple(name for name in call.differentiable if name != "b_weight")
     assert_same_for_any_number_of_threads(replace(call, differentiable=differentiable))
 

@@ -358,6 +358,8 @@ void Cpu::backward(const ConvBackward& args) {
     const GradientPlan plan{args.dtype, s.n, s.t_out, s.p, s.k, gradient, args.dconv};
     parallel(s.n * s.t_out * ceil_div(s.p, row_block),
              [&](int64_t begin, int64_t end) { kernels().gradient(plan, begin, end); });
+    gradient = {};
+    gradient.rows = {args.dconv.data, args.dconv.stride_n, args.dconv.stride_t, args.dconv.stride_p};
   }
   if (args.dx.data) dgrad(args, gradient);
   if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);

@@ -118,8 +118,13 @@ def _four(layers: dict[str, NormedConv]) -> list[NormedConv | None]:
 
 
 def _used(layer: NormedConv | None, x: Tensor) -> tuple[Tensor | None, ...]:
-    """Weight, gamma and beta as the kernels take them."""
-    return (None,) * 3 if layer is None else (as_dense(layer.weight, "weight"), *layer.norm.accumulators(x))
+    """Weight, gamma and beta as the kernels take them. b's is PyTorch's to convolve with, which prefers rows."""
+    if layer is None:
+        return (None,) * 3
+    weight = layer.weight
+    if weight.shape[3] == 1 or not weight.is_contiguous(memory_format=torch.channels_last_3d):
+        weight = as_dense(weight, "weight")
+    return weight, *layer.norm.accumulators(x)
 
 
 def _check(
@@ -217,7 +222,7 @@ def _fake_backward(grad, x, weight_a, _ga, _ba, weight_b, _gb, _bb, weight_c, _g
     def empty(tensor):
         if tensor is x:
             return empty_channels_last(x, x.shape)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        return torch.empty_like(tensor)
 
     return tuple(empty(tensor) if needs >> i & 1 else x.new_empty(0) for i, tensor in enumerate(like))
 
