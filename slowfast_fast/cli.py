@@ -37,8 +37,10 @@ def info(as_json: bool) -> None:
     "--model",
     "networks",
     multiple=True,
-    help='A whole network: "R50 4x16", "R50 8x8" or "R101 16x8"; repeatable  [default: the ops alone]',
+    help='A whole network: "R50 4x16", "R50 8x8", "R101 16x8" or a name that `models` lists; repeatable  [default: the '
+    "ops alone]",
 )
+@click.option("--family", is_flag=True, help="Every model that `models` lists: its eval forward, frozen")
 @click.option(
     "--train",
     is_flag=True,
@@ -83,15 +85,21 @@ def bench(out: str, chart: bool, **options: Any) -> None:
 @main.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--crop", type=int, default=256, show_default=True, help="Pixels that GFLOPs are counted for")
-def models(names: tuple[str, ...], crop: int) -> None:
+@click.option(
+    "--measured",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A document that `bench --family` wrote: its clips/s in further columns",
+)
+def models(names: tuple[str, ...], crop: int, measured: Path | None) -> None:
     """List the models that have a name: parameters, and multiply-adds of one clip.
 
     NAMEs limit the table, which is Markdown, to some of them.
     """
+    from .bench.family import speeds
     from .models.costs import table
 
     try:
-        click.echo(table(names or None, crop))
+        click.echo(table(names or None, crop, speeds(json.loads(measured.read_text())) if measured else ((), {})))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from test_bench import CPU, measurement
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast_fast.bench import main
+from slowfast_fast.bench.family import FAMILY, FamilyCase, FamilyProblem, speeds
 from slowfast_fast.bench.leg import Leg
 from slowfast_fast.bench.measure import FASTEST_STOCK, NETWORK_GEMM_SIZE
 from slowfast_fast.bench.memory import peak_bytes
@@ -16,6 +18,8 @@ from slowfast_fast.bench.report import table
 from slowfast_fast.bench.run import prepare
 from slowfast_fast.bench.summary import STOCK, summarise
 from slowfast_fast.bench.variants import OURS
+from slowfast_fast.models.costs import cost
+from slowfast_fast.models.costs import table as table_of_models
 
 
 @pytest.mark.parametrize(("network", "direction"), [("R50 4x16", "fwd"), ("R50 8x8", "bwd")])
@@ -97,3 +101,52 @@ def test_figures_of_a_network():
     assert header.endswith("p95 ms")
     assert "400.0" in ours
     assert ours.endswith("29.000")
+
+
+def test_a_registered_model_against_its_layers_as_stock_runs_them():
+    found, _ = prepare(FamilyCase(Leg("float32", crop=32), "fwd", "slowfast_r18_8x8"), CPU, compile=False)
+    assert set(found.variants) == set(FAMILY), found.unavailable
+    assert found.ours == FROZEN
+    assert found.case.flops == pytest.approx(2e9 * cost("slowfast_r18_8x8", 32).gflops)
+    assert summarise([found]) == [], "there are no targets"
+
+
+@pytest.mark.parametrize(
+    "name", ["slowfast_r50_4x16_both_ways", "slowfast_r50_ava", "i3d_r18_32x2", "slowfast_convlstm"]
+)
+def test_stock_is_stock(name):
+    """Nothing but PyTorch's operators, on clips in the layout that they were given in."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            namespaces.add(func.namespace)
+            if "conv" in func.__name__:
+                laid_out.append(args[0].is_contiguous(memory_format=memory_format))
+            return func(*args, **(kwargs or {}))
+
+    problem = FamilyProblem(FamilyCase(Leg("float32", crop=32), "fwd", name), CPU)
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        namespaces, laid_out = set(), []
+        run = problem.stock(memory_format)
+        with Seen():
+            run()
+        assert namespaces <= {"aten", "prim"}
+        assert len(laid_out) > 10
+        assert laid_out[0], "what becomes of the layout behind the stem is PyTorch's choice"
+
+
+def test_speeds_stand_in_the_table_of_models():
+    rates = {"stock": 3.0, "stock channels_last_3d": 2.0, FROZEN: 1.5}
+    variants = {name: {"median": seconds, "clips_per_second": 1 / seconds} for name, seconds in rates.items()}
+    document = {"cases": [{"shape": {"network": "slow_r50_4x16"}, "variants": variants}]}
+    lines = table_of_models(["slow_r50_4x16", "resnet2d_r18"], 32, speeds(document)).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][5:8] == ["clips/s", "x stock", "x stock channels_last_3d"]
+    assert cells[2][5:8] == ["0.67", "2.00", "1.33"]
+    assert cells[3][5:8] == ["", "", ""], "not measured"
+    assert len({len(row) for row in cells}) == 1
+
+
+def test_registered_models_are_measured_forward():
+    with pytest.raises(ValueError, match="directions: registered models are measured in fwd alone, got fwd, bwd"):
+        main.bench(networks=["slow_r50_4x16"], directions=["fwd", "bwd"], device="cpu")

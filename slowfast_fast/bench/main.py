@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..models import list_models
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .leg import Leg
 from .measure import Measurement
-from .network import DEFAULT_NETWORK, OP, TRAINED, TRAINING, NetworkCase
+from .network import DEFAULT_NETWORK, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
 from .report import busy, document, heading, machine, table
 from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
@@ -27,6 +28,7 @@ def bench(
     ops: Sequence[str] | None = None,
     networks: Sequence[str] = (),
     train: bool = False,
+    family: bool = False,
     directions: Sequence[str] = (),
     dtypes: Sequence[str] = (),
     batches: Sequence[int] = (),
@@ -46,9 +48,11 @@ def bench(
     Args:
         ops: of "temporal_conv", "lateral_concat" and "slowfast" (whole networks). By default the first two, or the
             last where networks are named.
-        networks: of `network.NETWORKS`, by default "R50 8x8".
+        networks: of `network.NETWORKS`, by default "R50 8x8"; or registered models, which are measured in the eval
+            forward alone: frozen, against their layers as stock PyTorch runs them.
         train: measure training steps of whole networks: of R50 4x16 and 8x8 unless networks are named, where the
             targets hold (on a CPU float32, 2 clips at 112; on a GPU bfloat16, 32 clips at 224) unless said otherwise.
+        family: measure every registered model.
         directions: "fwd" (eval forward) and "bwd" (training forward and backward; of a network a whole step, with SGD),
             by default both.
         dtypes: of float32 (the default), tf32 (float32 that a GPU may round to TF32), float64, bfloat16 and float16.
@@ -77,8 +81,11 @@ def bench(
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
     usual = TRAINING[place.type] if train else Leg("float32")
     dtypes, batches, crops = dtypes or (usual.precision,), batches or (usual.batch,), crops or (usual.crop,)
-    directions = directions or (("bwd",) if train else tuple(DIRECTIONS))
-    networks = networks or (TRAINED if train else ())
+    networks = networks or (TRAINED if train else list_models() if family else ())
+    registered = [name for name in networks if name not in NETWORKS]
+    directions = directions or (("bwd",) if train else ("fwd",) if registered else tuple(DIRECTIONS))
+    if registered and tuple(directions) != ("fwd",):
+        raise ValueError(f"directions: registered models are measured in fwd alone, got {', '.join(directions)}")
     ops = ops or ((OP,) if networks else OPS[:2])
     if place.type == "cpu" and "tf32" in dtypes:
         raise ValueError("dtype: tf32 is for a GPU, on a CPU float32 is never rounded to it")

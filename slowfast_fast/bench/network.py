@@ -114,14 +114,16 @@ def random_state(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """A state dict that keeps activations and logits near 1 and every branch alive, unlike a fresh network's.
 
     Convolutions and linear layers are drawn from N(0, 1 / fan_in), BatchNorm's scales and variances from 0.5 to 1.5
-    uniformly, biases and means from N(0, 0.01).
+    uniformly, biases and means from N(0, 0.01). Queries and keys of non-local blocks are a hundredth of that: without
+    softmax attention is cubic in its input, and would grow beyond float32 from block to block.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, value in model.state_dict().items():
         value = torch.zeros_like(value)
         if value.dim() > 1:
-            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
+            attends = key.endswith(("conv_theta.weight", "conv_phi.weight"))
+            value.normal_(0, (0.01 if attends else 1) * value[0].numel() ** -0.5, generator=generator)
         elif key.endswith((".weight", "running_var")):
             value.uniform_(0.5, 1.5, generator=generator)
         elif value.is_floating_point():

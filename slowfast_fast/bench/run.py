@@ -8,7 +8,9 @@ import torch
 
 from ..backend import BACKENDS
 from ..choosing import choose
+from ..models import list_models
 from .cases import DIRECTIONS, Case
+from .family import FAMILY, FamilyCase, FamilyProblem
 from .leg import Leg
 from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
 from .memory import peak_bytes
@@ -35,7 +37,7 @@ def find_cases(
     ops: Sequence[str], directions: Sequence[str], leg: Leg, networks: Sequence[str] = (DEFAULT_NETWORK,)
 ) -> list[Case | NetworkCase]:
     """Every case for those ops (of `OPS`) and directions (of `cases.DIRECTIONS`), op by op: of "slowfast" the networks
-    named, of the others each shape of SlowFast R50 8x8.
+    named (also by the names of registered models), of the others each shape of SlowFast R50 8x8.
 
     Raises:
         ValueError: an op, a direction or a network is unknown, or the crop is no multiple of 32, which the ops' shapes
@@ -44,7 +46,7 @@ def find_cases(
     for argument, values, known in (
         ("ops", ops, OPS),
         ("directions", directions, tuple(DIRECTIONS)),
-        ("networks", networks, tuple(NETWORKS)),
+        ("networks", networks, (*NETWORKS, *list_models())),
     ):
         for value in values:
             if value not in known:
@@ -54,7 +56,10 @@ def find_cases(
     for op in ops:
         for direction in directions:
             if op == OP:
-                cases += [NetworkCase(leg, direction, network) for network in networks]
+                cases += [
+                    (NetworkCase if network in NETWORKS else FamilyCase)(leg, direction, network)
+                    for network in networks
+                ]
             cases += [Case(shape, direction, leg) for shape in shapes if shape.op == op]
     return cases
 
@@ -105,6 +110,14 @@ def _variants(
     case: Case | NetworkCase, device: torch.device, seed: int
 ) -> tuple[dict[str, Callable[[], Runner]], str, dict[str, torch.Tensor], tuple[float, float]]:
     """Builders by name, the name that `auto` picks, the results in float64, and how far from them a variant may be."""
+    if isinstance(case, FamilyCase):
+        family = FamilyProblem(case, device, seed)
+        return (
+            {name: partial(build, family) for name, build in FAMILY.items()},
+            FROZEN,
+            _without_search(family.stock(torch.contiguous_format, torch.float64)),
+            tolerance(NETWORK_TOLERANCE, case.leg, device),
+        )
     if isinstance(case, NetworkCase):
         network = NetworkProblem(case, device, seed)
         variants = NETWORK_STOCK | NETWORK_OURS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from ..backend import backend
 from .registry import Entry, entry, list_models
+
+CROP = 224  # that heads are made for
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,27 @@ def cost(name: str, crop: int = 256, **overrides: Any) -> Cost:
     determine. Raises ValueError for a name that is not registered."""
     known = entry(name)
     with torch.device("meta"):
-        model = known.create(**overrides).eval()
+        model = create_without_roi(name, **{**fitted(name, crop), **overrides}).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(name, parameters, _gflops(model.model if known.boxes else model, known, crop))  # type: ignore[arg-type]
+
+
+def create_without_roi(name: str, **overrides: Any) -> nn.Module:
+    """``create_model``, but that a detection network samples no boxes, and so needs no torchvision; that layer has no
+    parameters. Its features are those of the attribute ``model``."""
+    known = entry(name)
+    if known.boxes:
+        overrides = {"head": partial(create_res_roi_pooling_head, roi=lambda **_: nn.Identity()), **overrides}
+    return known.create(**overrides)
+
+
+def fitted(name: str, crop: int) -> dict[str, Any]:
+    """Overrides for clips that leave maps smaller than a head's pool: an average over the map. None for models of which
+    the head takes any size."""
+    known = entry(name)
+    parameters = inspect.signature(known.create).parameters.values()
+    fixed = not known.boxes and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return {"head_pool": nn.AdaptiveAvgPool3d} if fixed and crop < CROP else {}
 
 
 def _gflops(model: nn.Module, known: Entry, crop: int) -> float:
@@ -45,17 +66,21 @@ def _gflops(model: nn.Module, known: Entry, crop: int) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def table(names: Iterable[str] | None = None, crop: int = 256) -> str:
-    """The models as Markdown: what each is, what it takes, parameters, GFLOPs at ``crop`` and those published."""
-    lines = [
-        f"| model | clips | M parameters | GFLOPs at {crop} | published | |",
-        "|---|---|---:|---:|---:|---|",
-    ]
+def table(
+    names: Iterable[str] | None = None,
+    crop: int = 256,
+    more: tuple[Sequence[str], Mapping[str, Sequence[str]]] = ((), {}),
+) -> str:
+    """The models as Markdown: what each is, what it takes, parameters, GFLOPs at ``crop`` and those published; and
+    ``more``: headings of further columns, and by model what is in them."""
+    headings, cells = more
+    heads = ["model", "clips", "M parameters", f"GFLOPs at {crop}", "published", *headings]
+    lines = [f"| {' | '.join(heads)} | |", f"|---|---|{'---:|' * (len(heads) - 2)}---|"]
     for name in list_models() if names is None else names:
         known, found = entry(name), cost(name, crop)
         frames = str(known.frames) if known.alpha is None else f"{known.frames} + {known.frames * known.alpha}"
         published = "" if known.gflops is None or crop != 256 else f"{known.gflops:g}"
-        lines.append(
-            f"| `{name}` | {frames} | {found.parameters / 1e6:.2f} | {found.gflops:.1f} | {published} | {known.about} |"
-        )
+        row = [f"`{name}`", frames, f"{found.parameters / 1e6:.2f}", f"{found.gflops:.1f}", published]
+        row += [*cells.get(name, [""] * len(headings)), known.about]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
