@@ -149,7 +149,7 @@ class Budget:
     """Seconds for a run: a case is begun if one that took as long as the longest of its kind would still fit."""
 
     # For the first of a kind. cuDNN's search for the fastest algorithm takes most of it.
-    GUESS: ClassVar[dict[str, float]] = {"Case": 5.0, "NetworkCase": 60.0}
+    GUESS: ClassVar[dict[str, float]] = {"Case": 5.0, "NetworkCase": 60.0, "FamilyCase": 30.0}
 
     def __init__(self, seconds: float | None) -> None:
         self._end = float("inf") if seconds is None else time.monotonic() + seconds
