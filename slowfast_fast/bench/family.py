@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .. import freeze
-from ..models.costs import cost, create_without_roi, fitted
+from ..models.costs import cost, fitted
 from ..models.registry import entry
 from ..nn.net import MultiPathWayWithFuse, Net
 from ..nn.stem import ResNetBasicStem
@@ -86,8 +86,9 @@ class FamilyProblem:
 
     def _create(self) -> nn.Module:
         with torch.device("meta"):  # drawing initial weights would take longer than most cases
-            model = create_without_roi(self.case.network, **fitted(self.case.network, self.case.crop))
-        return model.model if entry(self.case.network).boxes else model  # type: ignore[return-value]
+            known = entry(self.case.network)
+            model = known.create(**fitted(known.name, self.case.crop))
+        return model.model if known.boxes else model  # type: ignore[return-value]
 
 
 FAMILY: dict[str, Callable[[FamilyProblem], Runner]] = {

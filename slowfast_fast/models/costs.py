@@ -30,18 +30,9 @@ def cost(name: str, crop: int = 256, **overrides: Any) -> Cost:
     determine. Raises ValueError for a name that is not registered."""
     known = entry(name)
     with torch.device("meta"):
-        model = create_without_roi(name, **{**fitted(name, crop), **overrides}).eval()
+        model = known.create(**{**fitted(name, crop), **overrides}).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(name, parameters, _gflops(model.model if known.boxes else model, known, crop))  # type: ignore[arg-type]
-
-
-def create_without_roi(name: str, **overrides: Any) -> nn.Module:
-    """``create_model``, but that a detection network samples no boxes, and so needs no torchvision; that layer has no
-    parameters. Its features are those of the attribute ``model``."""
-    known = entry(name)
-    if known.boxes:
-        overrides = {"head": partial(create_res_roi_pooling_head, roi=lambda **_: nn.Identity()), **overrides}
-    return known.create(**overrides)
 
 
 def fitted(name: str, crop: int) -> dict[str, Any]:
