@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--race-crop", type=int, help="pixels, height and width (default: 224; of training on a CPU 112)")
     group.addoption("--race-batch", type=int, help="clips (default: 1; of training 2 on a CPU, 32 on a GPU)")
     group.addoption("--race-threads", type=int, help="CPU threads (default: PyTorch's setting)")
+    group.addoption("--race-out", help="write the figures of pack_pathways to this file")
     group.addoption("--race-compile", action="store_true", help=f"also race {COMPILED} (minutes of compilation)")
 
 
