@@ -95,11 +95,14 @@ def models(names: tuple[str, ...], crop: int, measured: Path | None) -> None:
 
     NAMEs limit the table, which is Markdown, to some of them.
     """
-    from .bench.family import speeds
+    from .bench.family import caption, speeds
     from .models.costs import table
 
+    run = None if measured is None else json.loads(measured.read_text())
     try:
-        click.echo(table(names or None, crop, speeds(json.loads(measured.read_text())) if measured else ((), {})))
+        click.echo(table(names or None, crop, ((), {}) if run is None else speeds(run)))
+        if run is not None:
+            click.echo(f"\n{caption(run)}")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

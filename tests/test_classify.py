@@ -16,7 +16,7 @@ pytest.importorskip("av", reason="PyAV is not installed")
 from video_testing import write_sound, write_video
 
 from slowfast_fast import ops
-from slowfast_fast.classify import Classifier, find_videos, read_labels
+from slowfast_fast.classify import Classifier, _mosaic, find_videos, read_labels
 from slowfast_fast.cli import main
 from slowfast_fast.data import ClipSampler, UniformViews, to_pathways
 from slowfast_fast.models import create_model, entry, list_models
@@ -113,9 +113,22 @@ def test_text_plot_and_what_cannot_be_read(videos: Path, checkpoint: Path, tmp_p
     assert f"Error: {sound}: " in result.stderr
     assert f"{videos / 'b.mkv'} (2 views)" in result.stdout
     assert result.stdout.count("%  class ") == 6
+    assert "classifying" in result.stderr, "the progress bar, of which a pipe sees the label"
     drawn = sorted((tmp_path / "out").iterdir())
     assert [path.name.endswith(("_b.png", "_more_a.png")) for path in drawn] == [True, True]
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in drawn)
+
+
+def test_frames_of_a_plot() -> None:
+    """Five frames in rows of three, in order, each with a white line around it; white where there is none."""
+    frames = torch.randint(255, (5, 4, 6, 3), dtype=torch.uint8)
+    picture = _mosaic(frames, 3)
+    assert picture.shape == (2 * 6, 3 * 8, 3)
+    for i, frame in enumerate(frames):
+        top, left = i // 3 * 6, i % 3 * 8
+        assert torch.equal(picture[top + 1 : top + 5, left + 1 : left + 7], frame)
+        picture[top + 1 : top + 5, left + 1 : left + 7] = 255
+    assert (picture == 255).all()
 
 
 def test_random_weights_are_asked_for_and_named(videos: Path) -> None:

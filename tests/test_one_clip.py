@@ -101,6 +101,15 @@ def test_frozen_networks() -> None:
         assert not ours.requires_grad
 
 
+def test_the_vector_of_r50_has_2304_values() -> None:
+    """2048 of the slow pathway and 256 of the fast one; shapes alone, where nothing is computed."""
+    with torch.device("meta"), slowfast_fast.backend("reference"), torch.no_grad():
+        ours = OneClip(create_model("slowfast_r50_8x8").eval())
+        clip = torch.empty(1, 2, 3, 32, 224, 224)
+        assert ours.vector(clip).shape == (1, 2304)
+        assert [tuple(m.shape) for m in ours.maps(clip)] == [(1, 2, 2048, 8, 7, 7), (1, 2, 256, 32, 7, 7)]
+
+
 def test_networks_of_one_pathway() -> None:
     model = small("slow_r50_8x8", depth=18)
     clip = clips(1, 3, 16, 224, 224)

@@ -17,6 +17,7 @@ from ..models.registry import entry
 from ..nn.net import MultiPathWayWithFuse, Net
 from ..nn.stem import ResNetBasicStem
 from .cases import ELEMENT_SIZE
+from .leg import Leg
 from .network import FROZEN, NetworkCase, random_state
 from .variants import Runner
 
@@ -110,6 +111,18 @@ def speeds(document: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]
             ratios = [f"{found[name]['median'] / ours['median']:.2f}" if name in found else "" for name in stock]
             rows[network] = [f"{ours['clips_per_second']:.2f}", *ratios]
     return ["clips/s", *(f"x {name}" for name in stock)], rows
+
+
+def caption(document: Mapping[str, Any]) -> str:
+    """What the figures of ``speeds`` are of, and where and how they were measured."""
+    machine, versions, settings = (document[key] for key in ("machine", "versions", "settings"))
+    legs = "; ".join(str(Leg(**leg)) for leg in settings["legs"])
+    return (
+        f"Clips/s of frozen networks ({legs}), and how many times faster that is than stock, by medians of "
+        f"{settings['rounds']} interleaved rounds: {machine['cpu']}, {machine['threads']} threads, "
+        f"{machine['cpu_capability']}, torch {versions['torch']}, commit {versions['commit'][:12]}, "
+        f"{document['date'][:10]}; load average before the run {machine['load_average']}."
+    )
 
 
 _cost = lru_cache(cost)
