@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from test_bench import CPU, measurement
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +19,7 @@ from slowfast_fast.bench.report import table
 from slowfast_fast.bench.run import prepare
 from slowfast_fast.bench.summary import STOCK, summarise
 from slowfast_fast.bench.variants import OURS
+from slowfast_fast.cli import main as cli
 from slowfast_fast.models.costs import cost
 from slowfast_fast.models.costs import table as table_of_models
 
@@ -145,6 +147,17 @@ def test_speeds_stand_in_the_table_of_models():
     assert cells[2][5:8] == ["0.67", "2.00", "1.33"]
     assert cells[3][5:8] == ["", "", ""], "not measured"
     assert len({len(row) for row in cells}) == 1
+
+
+def test_a_run_gives_the_table_its_figures(tmp_path):
+    run = tmp_path / "run.json"
+    main.bench(networks=["fast_r50_32x2"], crops=[32], device="cpu", rounds=2, compile=False, budget=300, json=run)
+    result = CliRunner().invoke(cli, ["models", "fast_r50_32x2", "--crop", "32", "--measured", str(run)])
+    assert result.exit_code == 0, result.output
+    row = [cell.strip() for cell in result.output.splitlines()[2].split("|")]
+    assert all(float(figure) > 0 for figure in row[6:9])
+    assert "(float32, batch 1, 32 x 32)" in result.output
+    assert "medians of 2 interleaved rounds" in result.output
 
 
 def test_registered_models_are_measured_forward():

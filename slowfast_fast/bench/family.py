@@ -117,10 +117,12 @@ def caption(document: Mapping[str, Any]) -> str:
     """What the figures of ``speeds`` are of, and where and how they were measured."""
     machine, versions, settings = (document[key] for key in ("machine", "versions", "settings"))
     legs = "; ".join(str(Leg(**leg)) for leg in settings["legs"])
+    wait = machine.get("omp_wait_policy")
+    threads = f"{machine['threads']} threads" + (f" (OMP_WAIT_POLICY={wait})" if wait else "")
     return (
         f"Clips/s of frozen networks ({legs}), and how many times faster that is than stock, by medians of "
-        f"{settings['rounds']} interleaved rounds: {machine['cpu']}, {machine['threads']} threads, "
-        f"{machine['cpu_capability']}, torch {versions['torch']}, commit {versions['commit'][:12]}, "
+        f"{settings['rounds']} interleaved rounds: {machine['cpu']}, {threads}, {machine['cpu_capability']}, "
+        f"torch {versions['torch']}, commit {versions['commit'][:12]}, "
         f"{document['date'][:10]}; load average before the run {machine['load_average']}."
     )
 
