@@ -29,6 +29,8 @@ class Plain:
     non_local_pool: tuple[int, int, int] = (1, 2, 2)
     strides: tuple[int, ...] = (1, 2, 2, 2)
     dilations: tuple[int, ...] = (1, 1, 1, 1)
+    stem_stride: int = 1  # in time, of the convolution and of the pool of the only pathway
+    pools_res2: bool = False  # pairs of frames
 
     def slowfast(self, clips: Sequence[Tensor]) -> Tensor:
         return self.classified(torch.cat([features.mean((2, 3, 4)) for features in self.pathways(clips)], 1))
@@ -48,10 +50,13 @@ class Plain:
             )
         return slow, fast
 
-    def resnet(self, clip: Tensor, stem_stride: int = 1) -> Tensor:
-        x = self.stem("blocks.0.", clip, stem_stride)
+    def resnet(self, clip: Tensor) -> Tensor:
+        x = self.stem("blocks.0.", clip, self.stem_stride)
         for stage in range(1, 5):
-            x = self.stage(f"blocks.{stage}.", x, stage)
+            # A pool is a block of its own.
+            x = self.stage(f"blocks.{stage + (self.pools_res2 and stage > 1)}.", x, stage)
+            if self.pools_res2 and stage == 1:
+                x = F.max_pool3d(x, (2, 1, 1))
         return self.classified(x.mean((2, 3, 4)))
 
     def classified(self, features: Tensor) -> Tensor:

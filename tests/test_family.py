@@ -45,10 +45,10 @@ def blocks(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def slowfasts(draw: st.DrawFn) -> dict[str, Any]:
-    lateral = draw(st.sampled_from(["conv", "time_to_channel", "sampling"]))
+    lateral = draw(st.sampled_from(["conv", "conv", "time_to_channel", "sampling", "none"]))
     join = draw(st.sampled_from(["concat", "sum"]))
-    alpha, beta_inverse = draw(st.sampled_from([2, 4])), draw(st.sampled_from([2, 4]))
-    if join == "sum":  # which needs as many channels on both sides
+    alpha, beta_inverse = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([2, 4]))
+    if join == "sum" and lateral != "none":  # which needs as many channels on both sides
         beta_inverse = {"conv": beta_inverse, "time_to_channel": alpha, "sampling": 1}[lateral]
     return draw(blocks()) | {
         "alpha": alpha,
@@ -58,6 +58,7 @@ def slowfasts(draw: st.DrawFn) -> dict[str, Any]:
         "fast_inflation": draw(st.lists(INFLATIONS, min_size=4, max_size=4)),
         "lateral": lateral,
         "lateral_kernel": draw(st.sampled_from([5, 7])),
+        "lateral_ratio": draw(st.sampled_from([1, 2, 3])),
         "lateral_join": join,
         "lateral_direction": draw(st.sampled_from(["fast_to_slow", "slow_to_fast", "both"])),
         "lateral_norm": draw(st.booleans()),
@@ -135,8 +136,8 @@ def test_random_single_pathway(
         width=8, inflation=inflation, stem_frames=stem_frames, **arguments, **strides, **COMMON
     ).double()
     known = {name: arguments[name] for name in KNOWN_TO_PLAIN if name in arguments}
-    plain = Plain(weights={}, training=False, **known)
-    compare(model, clip(8), plain, lambda network, x: network.resnet(x, stem_stride))
+    plain = Plain(weights={}, training=False, stem_stride=stem_stride, **known)
+    compare(model, clip(8), plain, Plain.resnet)
 
 
 NAME = "pyslowfast_r50_nln_8x8"

@@ -68,31 +68,42 @@ def tiny(**overrides: object) -> nn.Module:
     return create_model("slowfast_convlstm", depths=(1, 1, 1), width=8, model_num_class=4, **overrides)
 
 
-def test_network_is_its_parts() -> None:
+def plainly(model: nn.Module, x: list[Tensor]) -> Tensor:
     """Both pathways level by level, each by plain calls of its parts, then one linear layer of both averages."""
-    model = tiny().double().eval()
+    averages = []
+    for pathway, clip in enumerate(x):
+        stem = model.blocks[0].multipathway_blocks[pathway]
+        y = stem.pool(F.relu(stem.norm(stem.conv(clip))))
+        for level in model.blocks[1:4]:
+            blocks = level.multipathway_blocks[pathway]
+            (block,) = (blocks if pathway == 0 else blocks[0]).res_blocks
+            shortcut = y if block.branch1_conv is None else block.branch1_norm(block.branch1_conv(y))
+            b = block.branch2
+            y = F.relu(b.norm_b(b.conv_b(F.relu(b.norm_a(b.conv_a(y))))) + shortcut)
+            y = by_frames(blocks[1], y) if pathway else y
+        averages.append(y.mean((2, 3, 4)))
+    return model.blocks[-1].proj(torch.cat(averages, 1))
+
+
+def test_network_is_its_parts() -> None:
+    """In evaluation, frozen and not, and the gradients of a training step."""
+    model = tiny(dropout_rate=0.0).double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-    x = [torch.randn(2, 3, t, 33, 40, dtype=torch.float64) for t in (2, 8)]
-    averages = []
+    x = [torch.randn(2, 3, t, 33, 40, dtype=torch.float64, requires_grad=True) for t in (2, 8)]
     with torch.no_grad():
-        for pathway, clip in enumerate(x):
-            stem = model.blocks[0].multipathway_blocks[pathway]
-            y = stem.pool(F.relu(stem.norm(stem.conv(clip))))
-            for level in model.blocks[1:4]:
-                blocks = level.multipathway_blocks[pathway]
-                (block,) = (blocks if pathway == 0 else blocks[0]).res_blocks
-                shortcut = y if block.branch1_conv is None else block.branch1_norm(block.branch1_conv(y))
-                b = block.branch2
-                y = F.relu(b.norm_b(b.conv_b(F.relu(b.norm_a(b.conv_a(y))))) + shortcut)
-                y = by_frames(blocks[1], y) if pathway else y
-            averages.append(y.mean((2, 3, 4)))
-        expected = model.blocks[-1].proj(torch.cat(averages, 1))
+        expected = plainly(model, x)
         torch.testing.assert_close(model(x), expected)
         torch.testing.assert_close(slowfast_fast.freeze(model)(x), expected)
         clip = torch.randn(1, 3, 8, 32, 32, dtype=torch.float64)
         assert OneClip(model).vector(clip).shape == (1, 40)
+    model.train()
+    outputs = model(x), plainly(model, x)
+    grad, wanted = torch.randn_like(expected), [*x, *model.parameters()]
+    torch.testing.assert_close(*outputs)
+    for ours, theirs in zip(*(torch.autograd.grad(y, wanted, grad) for y in outputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("share", ["none", "same_level", "across_levels"])

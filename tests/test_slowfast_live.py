@@ -276,6 +276,22 @@ def test_callables_are_called_as_stock_calls_them(stock: ModuleType, custom: dic
     compare(fused, expected, clips())
 
 
+def test_the_builder_of_pytorchvideo(stock: ModuleType) -> None:
+    """Its own class, whose modules run as they are, in a frozen network too."""
+    builder = stock.FastToSlowFusionBuilder(
+        slowfast_channel_reduction_ratio=4,
+        conv_fusion_channel_ratio=2,
+        conv_kernel_size=(5, 1, 1),
+        conv_stride=(4, 1, 1),
+    )
+    options = SMALL | {"fusion_builder": builder.create_module}
+    fused, expected = pair(slowfast_fast.create_slowfast, stock.create_slowfast, **options)
+    compare(fused, expected, clips())
+    x = clips()
+    with torch.no_grad():
+        agree(slowfast_fast.freeze(fused)(x), expected.eval()(list(x)), "frozen")
+
+
 def test_three_pathways(stock: ModuleType) -> None:
     class Sideways(nn.Module):
         """Passes all three on; stock's lateral connection knows two."""
