@@ -267,6 +267,11 @@ def test_shapes_of_frames(shape: tuple[int, ...]) -> None:
         assert torch.equal(alone[f"grad of {name}"], call.run_stock()[f"grad of {name}"])
 
 
+@dtypes
+def test_one_frame_for_several(dtype: torch.dtype) -> None:
+    moving.test_one_frame_for_several("cpu", dtype)
+
+
 def test_frames_with_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_convolution, frames_concat):
         monkeypatch.setattr(module, "passes_int32", lambda *tensors: True)

@@ -67,6 +67,16 @@ def test_every_value_and_gradient(poisoned: None, backend: str, dtype: torch.dty
 
 
 @dtypes
+def test_one_frame_for_several(backend: str, dtype: torch.dtype) -> None:
+    """Frames without a distance in memory, which frozen connections from slow to fast give."""
+    slow, fast = (lay_out(t, "channels_last").to(device_of(backend)) for t in moving_call(dtype, 1, 9).tensors.values())
+    still = fast[:, :, 4:5].expand(-1, -1, 9, -1, -1)
+    assert torch.equal(
+        ops.frames_concat(slow, still, alpha=4, taps=1), torch.cat([slow, fast[:, :, 4:5].repeat(1, 1, 3, 1, 1)], 1)
+    )
+
+
+@dtypes
 @pytest.mark.parametrize("layout", [*ROWS, "contiguous"])
 def test_behind_a_pool(poisoned: None, dtype: torch.dtype, layout: str) -> None:
     assert_exact(pool_call(dtype), layout)
@@ -98,6 +108,8 @@ def test_cuda_kernels_on_the_host(host: Harness, dtype: torch.dtype, c: int) -> 
         taken = torch.zeros(t_fast, dtype=torch.bool)
         taken[[4 * t + tap for t in range(3) for tap in range(taps)]] = True
         assert torch.equal(back, fast * taken[:, None, None])
+        still = fast[:, :, :1].expand(fast.shape)
+        assert torch.equal(host.frames_concat(slow, still, 4, taps)[:, c:], still[:, :, :3].repeat(1, taps, 1, 1, 1))
         x = lay_out(torch.randn(2, c, 3, 10, 7).to(dtype), "channels_last")
         expected = reference.max_pool_frames_concat(x, fast, kernel=3, stride=2, padding=1, alpha=4, taps=taps)
         assert torch.equal(host.max_pool_frames_concat(x, 3, 2, 1, fast, 4, taps), expected)
