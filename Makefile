@@ -25,7 +25,7 @@ demo: $(STAMP)-demo build  ## classify a real clip with stock and fused SlowFast
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)-test build  ## run the whole test suite
-	$(WORKERS) $(BIN)/pytest $(IN_PARALLEL)
+	$(WORKERS) $(BIN)/pytest $(IN_PARALLEL) --durations 20
 
 bench: $(STAMP)-bench build  ## measure every op against stock PyTorch: a table, build/bench.json and build/bench.png
 	$(BIN)/python -m slowfast_fast bench --out build/bench

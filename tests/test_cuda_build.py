@@ -9,14 +9,15 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_host.build import ROOT
+from cuda_host.build import ROOT, build_once
 
+from slowfast_fast._extension import LIBRARY
 from slowfast_fast.backend import KERNELS
 from slowfast_fast.info import build_info
 
@@ -42,18 +43,19 @@ FAMILIES = {
     r"::narrow_wgrad_kernel<": (COPIES, STORES, PRODUCTS),
 }
 
+# A line of machine code; a predicate may stand before the opcode.
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)")
+RESERVED_SHARED = 1024  # bytes a block that CUDA keeps for itself from sm_90 on, which cuobjdump counts
+
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
 
 @dataclass
 class Kernel:
-    """One kernel of a source on one architecture. Frames hold spilled registers and arrays that ended up in local
-    memory."""
+    """One kernel on one architecture. Its frame holds spilled registers and arrays that ended up in local memory."""
 
-    source: str
     name: str  # demangled
     architecture: str
-    registers: int
     frame: int
     static_shared: int
     opcodes: Counter = field(default_factory=Counter)
@@ -62,40 +64,39 @@ class Kernel:
         return any(re.match(opcode, found) for found in self.opcodes)
 
 
-def compile_flags() -> list[str]:
-    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v", f"-I{SOURCES}", "-DUSE_CUDA"]
+def sources() -> list[Path]:
+    return sorted(itertools.chain(SOURCES.glob("*.h"), SOURCES.glob("cuda/*")))
+
+
+def built_architectures() -> list[str]:
+    """Those that the package in use has machine code for, unless the sources have changed since."""
+    built = LIBRARY.stat().st_mtime
+    if any(path.stat().st_mtime > built for path in sources()):
+        return []
+    codes = (re.fullmatch(r"(\d+[af]?)(-real)?", arch) for arch in build_info()["cuda_archs"])
+    return [f"sm_{code[1]}" for code in codes if code]
+
+
+def compile_for(architectures: Sequence[str]) -> Path:
+    """The folder with an object for each source that launches kernels, compiled unless build/ has one of the same
+    sources."""
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", f"-I{SOURCES}", "-DUSE_CUDA"]
     flags += ["-isystem", str(Path(torch.__file__).parent / "include"), "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         flags += ["-gencode", f"arch={architecture.replace('sm', 'compute')},code={architecture}"]
-    return flags
+    digest = hashlib.sha256(" ".join([NVCC, *flags, torch.__version__]).encode())
+    for path in sources():
+        digest.update(path.name.encode() + path.read_bytes())
 
+    def compile_into(folder: Path) -> None:
+        running = [
+            subprocess.Popen([NVCC, *flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")])
+            for source in sorted((SOURCES / "cuda").glob("device_*.cu"))
+        ]
+        failed = [process.wait() for process in running]
+        assert not any(failed), "nvcc could not build csrc/cuda; its messages are above"
 
-def digest(flags: list[str]) -> str:
-    found = hashlib.sha256(" ".join([NVCC, *flags, torch.__version__]).encode())
-    for path in sorted(itertools.chain(SOURCES.glob("*.h"), SOURCES.glob("cuda/*"))):
-        found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def compile_all() -> Path:
-    """The folder with an object and what ptxas said (a .log) for each source that launches kernels; compiled unless
-    build/ has one of the same sources."""
-    flags = compile_flags()
-    folder = ROOT / "build" / "cuda_objects" / digest(flags)
-    if folder.is_dir():
-        return folder
-    fresh = folder.with_suffix(".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    running = {}
-    for source in sorted((SOURCES / "cuda").glob("device_*.cu")):
-        with open(fresh / f"{source.stem}.log", "w") as log:
-            command = [NVCC, *flags, "-c", str(source), "-o", str(fresh / f"{source.stem}.o")]
-            running[source.stem] = subprocess.Popen(command, stdout=log, stderr=log)
-    failed = [name for name, process in running.items() if process.wait()]
-    assert not failed, "\n".join((fresh / f"{name}.log").read_text()[-5000:] for name in failed)
-    fresh.rename(folder)
-    return folder
+    return build_once(ROOT / "build" / "cuda_objects" / digest.hexdigest()[:16], compile_into)
 
 
 def find_cuobjdump() -> str | None:
@@ -106,67 +107,48 @@ def find_cuobjdump() -> str | None:
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=":".join(beside))
 
 
-def demangle(text: str) -> str:
-    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
-
-
-REPORT = re.compile(
-    r"Compiling entry function '(?P<name>.+?)' for '(?P<architecture>\w+)'"
-    r".*?(?P<frame>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
-    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-    re.DOTALL,
-)
+def functions(listing: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Name, architecture and further lines of every function in what cuobjdump prints."""
+    architecture = ""
+    for part in re.split(r"(?=^arch = |^\s*Function :? ?)", listing, flags=re.MULTILINE):
+        if part.startswith("arch = "):
+            architecture = part.split()[2]
+        elif part.lstrip().startswith("Function"):
+            first, *lines = part.lstrip().splitlines()
+            yield re.sub(r"^Function( :)? |:$", "", first).strip(), architecture, lines
 
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Kernel]:
-    """Every kernel on every architecture, as ptxas reports it."""
-    found = []
-    for log in sorted(compile_all().glob("*.log")):
-        for report in REPORT.finditer(demangle(log.read_text())):
-            shared = re.search(r"(\d+) bytes smem", report["rest"])
-            found.append(
-                Kernel(
-                    log.stem,
-                    report["name"],
-                    report["architecture"],
-                    int(report["registers"]),
-                    int(report["frame"]) + int(report["stores"]) + int(report["loads"]),
-                    int(shared[1]) if shared else 0,
-                )
-            )
-    assert {kernel.architecture for kernel in found} == set(ARCHITECTURES)
-    return found
-
-
-@pytest.fixture(scope="module")
-def code(kernels: list[Kernel]) -> list[Kernel]:
-    """The same with the opcodes of their machine code."""
+    """Every kernel on every architecture: of the package in use, and compiled for the architectures that it lacks."""
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("there is no cuobjdump: it comes with the CUDA toolkit, and with triton")
-    by_name = {(kernel.source, kernel.name, kernel.architecture): kernel for kernel in kernels}
-    for compiled in sorted(compile_all().glob("*.o")):
-        listing = subprocess.run([cuobjdump, "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
-        for name, architecture, opcodes in functions(demangle(listing)):
-            by_name[compiled.stem, name, architecture].opcodes = opcodes
-    assert all(kernel.opcodes for kernel in kernels)
-    return kernels
 
+    def dump(what: str, binary: Path) -> Iterator[tuple[str, str, list[str]]]:
+        listing = subprocess.run([cuobjdump, what, str(binary)], capture_output=True, text=True, check=True).stdout
+        demangled = subprocess.run(["c++filt"], input=listing, capture_output=True, text=True, check=True).stdout
+        return (found for found in functions(demangled) if found[1] in ARCHITECTURES)
 
-INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)")
-
-
-def functions(listing: str) -> Iterator[tuple[str, str, Counter]]:
-    """Name, architecture and opcodes of every function that cuobjdump lists."""
-    architecture = ""
-    for part in re.split(r"(?=^arch = |^\s*Function : )", listing, flags=re.MULTILINE):
-        if part.startswith("arch = "):
-            architecture = part.split()[2]
-        elif part.lstrip().startswith("Function : "):
-            first, *lines = part.lstrip().splitlines()
+    built = [architecture for architecture in ARCHITECTURES if architecture in built_architectures()]
+    missing = [architecture for architecture in ARCHITECTURES if architecture not in built]
+    binaries = [LIBRARY] * bool(built) + (sorted(compile_for(missing).glob("*.o")) if missing else [])
+    found = []
+    for binary in binaries:
+        of_binary = {}
+        for name, architecture, lines in dump("-res-usage", binary):
+            used = {key: int(value) for key, value in re.findall(r"(STACK|SHARED|LOCAL):(\d+)", lines[0])}
+            reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
+            of_binary[name, architecture] = Kernel(
+                name, architecture, used["STACK"] + used["LOCAL"], used["SHARED"] - reserved
+            )
+        for name, architecture, lines in dump("-sass", binary):
             matches = (INSTRUCTION.match(line) for line in lines)
-            yield first.removeprefix("Function : ").strip(), architecture, Counter(m[1] for m in matches if m)
+            of_binary[name, architecture].opcodes = Counter(match[1] for match in matches if match)
+        found += of_binary.values()
+    assert {kernel.architecture for kernel in found} == set(ARCHITECTURES)
+    assert all(kernel.opcodes for kernel in found)
+    return found
 
 
 def test_nothing_spills(kernels: list[Kernel]) -> None:
@@ -174,8 +156,10 @@ def test_nothing_spills(kernels: list[Kernel]) -> None:
 
 
 def test_every_kernel_is_made_for_every_architecture(kernels: list[Kernel]) -> None:
-    names = Counter((kernel.source, kernel.name) for kernel in kernels)
-    assert set(names.values()) == {len(ARCHITECTURES)}
+    made = {kernel.name: set[str]() for kernel in kernels}
+    for kernel in kernels:
+        made[kernel.name].add(kernel.architecture)
+    assert {name: found for name, found in made.items() if found != set(ARCHITECTURES)} == {}
 
 
 def test_static_shared_memory(kernels: list[Kernel]) -> None:
@@ -185,8 +169,8 @@ def test_static_shared_memory(kernels: list[Kernel]) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_instructions(code: list[Kernel], family: str, architecture: str) -> None:
-    found = [kernel for kernel in code if re.search(family, kernel.name) and kernel.architecture == architecture]
+def test_instructions(kernels: list[Kernel], family: str, architecture: str) -> None:
+    found = [kernel for kernel in kernels if re.search(family, kernel.name) and kernel.architecture == architecture]
     assert found, f"no kernel is named {family}"
     for kernel, opcode in itertools.product(found, FAMILIES[family]):
         assert kernel.has(opcode), f"{kernel.name}: no {opcode} among {sorted(kernel.opcodes)}"

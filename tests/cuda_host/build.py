@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMESPACE = "slowfast_fast_cuda_host"
+LIBRARY = "libcuda_host.so"
 SCHEDULES = ("ascending", "descending", "random")
 SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/primitives.h
@@ -34,6 +36,21 @@ def _digest(command: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """``folder``, written by ``fill`` under another name unless it is there. Workers of pytest-xdist come together."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                fresh = folder.with_suffix(".tmp")
+                shutil.rmtree(fresh, ignore_errors=True)
+                fresh.mkdir()
+                fill(fresh)
+                fresh.rename(folder)
+    return folder
+
+
 def build(sanitize: bool) -> Path:
     """The path of the library, compiled unless build/ has one of the same sources, compiler flags and torch."""
     torch_dir = Path(torch.__file__).parent
@@ -41,31 +58,19 @@ def build(sanitize: bool) -> Path:
     command += ["-U_FORTIFY_SOURCE"]  # its longjmp takes a fiber's stack for a mistake
     command += [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_dir / "include")]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(SANITIZE if sanitize else [])]
-    folder = ROOT / "build" / "cuda_host" / _digest(command)
-    library = folder / "libcuda_host.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # workers of pytest-xdist come here together
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(command, library)
-    return library
+    folder = build_once(ROOT / "build" / "cuda_host" / _digest(command), lambda to: _compile(command, to))
+    return folder / LIBRARY
 
 
-def _compile(command: list[str], library: Path) -> None:
-    folder = library.parent
-    objects = {source: folder / f"{source.stem}.{os.getpid()}.o" for source in sorted(HERE.glob("*.cpp"))}
+def _compile(command: list[str], folder: Path) -> None:
+    objects = {source: folder / f"{source.stem}.o" for source in sorted(HERE.glob("*.cpp"))}
     running = [subprocess.Popen([*command, "-c", str(source), "-o", str(out)]) for source, out in objects.items()]
     failed = [process.wait() for process in running]
     if any(failed):
         raise RuntimeError("the host compiler could not build csrc/cuda; its messages are above")
-    linked = library.with_suffix(f".{os.getpid()}")
     libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    subprocess.run([*command, "-shared", "-o", str(linked), *map(str, objects.values()), *libraries], check=True)
-    linked.replace(library)  # at once: another process may look for it
-    for out in objects.values():
-        out.unlink()
+    out = folder / LIBRARY
+    subprocess.run([*command, "-shared", "-o", str(out), *map(str, objects.values()), *libraries], check=True)
 
 
 class Harness:
