@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from network_testing import TOLERANCE, assert_same_step, distance
 from torch import nn
 
 import slowfast_fast
+from slowfast_fast.bench.family import caption, speeds
 from slowfast_fast.cli import main
 from slowfast_fast.models import cost, entry, list_models, register
 from slowfast_fast.models.costs import Cost, table
@@ -86,10 +88,13 @@ def test_the_command_prints_the_table() -> None:
 
 
 def test_the_page_has_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/models.md; `python -m slowfast_fast models` prints the table anew."""
+    """docs/models.md; `python -m slowfast_fast models --measured FILE` prints the table anew."""
     monkeypatch.setattr("slowfast_fast.models.costs.cost", lambda name, crop: known_cost(name))
-    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
-    assert table() in page
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "models.md").read_text()
+    run = json.loads((root / "benchmarks" / "results" / "amd-epyc-avx2-2threads-family.json").read_text())
+    assert table(more=speeds(run)) in page
+    assert caption(run) in page
 
 
 def test_overrides_reach_the_constructor() -> None:
