@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "block.h"
+#include "unfolded.h"
 
 namespace slowfast_fast {
 
@@ -132,10 +133,15 @@ BlockGradients bottleneck_bn_backward(
     args.dshift = vector_for(kBetaB, s.a.k);
     args.dconv = out_rows(g_b);
     block.device().backward(args);
-    const ImageGradients gradients =
-        convolve_images_backward(g_b, block.activated(a, raw_a), weight_b, s.geometry.b, into_a, need[kWeightB]);
-    if (need[kWeightB]) d[kWeightB] = *gradients.weight;
-    if (into_a) g_a = *gradients.x;
+    const Tensor y = block.activated(a, raw_a);
+    const bool unfolded = need[kWeightB] && Device::unfolds(s.b, dtype_of(x, "x"));
+    if (unfolded) d[kWeightB] = unfolded_wgrad(block.device(), g_b, y, weight_b, s.geometry.b);
+    if (into_a || !unfolded) {
+      const ImageGradients gradients =
+          convolve_images_backward(g_b, y, weight_b, s.geometry.b, into_a, need[kWeightB] && !unfolded);
+      if (gradients.weight) d[kWeightB] = *gradients.weight;
+      if (into_a) g_a = *gradients.x;
+    }
     g_b = nothing(x);
   }
   if (shortcut_weight && (need[kX] || need.any(kShortcutWeight, kShortcutBeta))) {

@@ -38,11 +38,17 @@ inline Tensor convolve_images(const Tensor& x, const Tensor& weight, const Spati
   return as_clips(torch::stable::detail::to<Tensor>(stack[0]), x.size(0));
 }
 
+// A gradient (J, J, 3, 3) as that of a weight (J, J, 1, 3, 3), in its layout: contiguous, or else channels_last_3d.
+inline Tensor as_weight(const Tensor& gradient, const Tensor& weight) {
+  const auto layout = weight.is_contiguous() ? torch::headeronly::MemoryFormat::Contiguous
+                                             : torch::headeronly::MemoryFormat::ChannelsLast;
+  return torch::stable::unsqueeze(torch::stable::contiguous(gradient, layout), 2);
+}
+
 struct ImageGradients {
   OptionalTensor x, weight;
 };
 
-// The gradient of the weight has the weight's layout: contiguous, or else channels_last_3d.
 inline ImageGradients convolve_images_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                const SpatialConv& conv, bool need_x, bool need_weight) {
   using torch::stable::detail::from;
@@ -66,11 +72,7 @@ inline ImageGradients convolve_images_backward(const Tensor& grad, const Tensor&
   torch::stable::detail::to<Tensor>(stack[2]);
   ImageGradients gradients;
   if (need_x) gradients.x = as_clips(dx, x.size(0));
-  if (need_weight) {
-    const auto layout = weight.is_contiguous() ? torch::headeronly::MemoryFormat::Contiguous
-                                               : torch::headeronly::MemoryFormat::ChannelsLast;
-    gradients.weight = torch::stable::unsqueeze(torch::stable::contiguous(dweight, layout), 2);
-  }
+  if (need_weight) gradients.weight = as_weight(dweight, weight);
   return gradients;
 }
 

@@ -26,6 +26,11 @@ class Cpu {
     return s.kt == 1 && s.stride == 1 && s.padding == 0 && s.c >= 64 && s.k >= 64 &&
            (dtype == Dtype::Float32 || dtype == Dtype::Float64);
   }
+  // Whether unfolded.h is faster than oneDNN's gradient of a spatial weight, whose loops run along the rows of an
+  // image: many channels, of so few rows that nine of each are no more than a few weights.
+  static bool unfolds(const ConvShape& s, Dtype dtype) {
+    return s.k >= 256 && s.n * s.t_out * s.p <= 4 * s.k && (dtype == Dtype::Float32 || dtype == Dtype::Float64);
+  }
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);
