@@ -60,6 +60,7 @@ def info(as_json: bool) -> None:
 @click.option("--crop", "crops", type=int, multiple=True, help="Pixels, a multiple of 32; repeatable  [default: 224]")
 @click.option("--batch", "batches", type=int, multiple=True, help="Clips; repeatable  [default: 1]")
 @click.option("--compile/--no-compile", default=True, help="Whether torch.compile is among the variants")
+@click.option("--autocast/--no-autocast", default=True, help="Whether training steps are raced in mixed precision, too")
 @click.option("--quick", is_flag=True, help="A few shapes and rounds: to see that it works, not to measure")
 @click.option("--budget", type=float, help="Seconds; cases that would not fit are left out")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs and parameters")

@@ -93,13 +93,14 @@ def test_cpu_capability_can_be_lowered_but_not_raised(unlimited, limit):
 def test_bench_passes_its_options_on(monkeypatch):
     calls = []
     monkeypatch.setattr("slowfast_fast.bench.bench", lambda **options: calls.append(options))
-    words = "--op lateral_concat --op slowfast --direction fwd --dtype bfloat16 --threads 2 --no-compile"
+    words = "--op lateral_concat --op slowfast --direction fwd --dtype bfloat16 --threads 2 --no-compile --no-autocast"
     result = cli("bench", *words.split(), "--out", "run", "--no-chart")
     assert result.exit_code == 0, result.output
     (call,) = calls
     assert call["ops"] == ("lateral_concat", "slowfast")
     assert call["directions"] == ("fwd",)
     assert (call["dtypes"], call["threads"], call["compile"], call["rounds"]) == (("bfloat16",), 2, False, None)
+    assert not call["autocast"]
     assert (call["json"], call["png"]) == ("run.json", None)
 
 

@@ -37,6 +37,7 @@ def bench(
     threads: int | None = None,
     rounds: int | None = None,
     compile: bool = True,
+    autocast: bool = True,
     json: str | Path | None = None,
     png: str | Path | None = None,
     quick: bool = False,
@@ -62,6 +63,7 @@ def bench(
         threads: CPU threads for this call, by default PyTorch's setting.
         rounds: how often each variant runs, by default 15.
         compile: whether torch.compile is among the variants (seconds to compile each case).
+        autocast: whether automatic mixed precision is among the variants of training steps in float32.
         json, png: where to write the document, and the chart of the first dtype (of ops, also first batch and crop).
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
         budget: seconds within which the last case should end; the document names those left out. The crops, in each the
@@ -105,7 +107,7 @@ def bench(
     torch.set_num_threads(threads or threads_before)
     try:
         settings: dict[str, Any] = {"legs": [asdict(leg) for leg in legs], "device": str(place), "rounds": rounds}
-        settings |= {"compile": compile, "quick": quick, "budget": budget, "seed": seed}
+        settings |= {"compile": compile, "autocast": autocast, "quick": quick, "budget": budget, "seed": seed}
         found = machine(place)
         print("\n".join(filter(None, (heading(found), busy(found)))), end="\n\n")
         measurements: list[Measurement] = []
@@ -116,7 +118,7 @@ def bench(
                 left_out.append(_without(case, "the time was up"))
                 continue
             try:
-                measurements.append(run(case, place, rounds=rounds, compile=compile, seed=seed))
+                measurements.append(run(case, place, rounds=rounds, compile=compile, autocast=autocast, seed=seed))
             except KeyboardInterrupt:  # what has been measured is kept
                 clock.stop()
                 left_out.append(_without(case, "interrupted"))

@@ -65,7 +65,7 @@ def find_cases(
 
 
 def prepare(
-    case: Case | NetworkCase, device: torch.device, *, compile: bool = True, seed: int = 0
+    case: Case | NetworkCase, device: torch.device, *, compile: bool = True, autocast: bool = True, seed: int = 0
 ) -> tuple[Measurement, Race]:
     """The variants of a case, checked and warmed up, ready to run in rounds; and the measurement that the rounds fill.
 
@@ -74,9 +74,12 @@ def prepare(
     builders, chosen, exact, allowed = _variants(case, device, seed)
     measurement = Measurement(case, device.type, chosen)
     calls: dict[str, Callable[[], object]] = {}
+    left_out = {} if compile else {COMPILED: "left out: compiling every case takes minutes"}
+    if not autocast:
+        left_out[AUTOCAST] = "left out: a processor without bfloat16 instructions takes many times as long"
     for name, build in builders.items():
-        if name == COMPILED and not compile:
-            measurement.unavailable[name] = "left out: compiling every case takes minutes"
+        if name in left_out:
+            measurement.unavailable[name] = left_out[name]
             continue
         try:
             runner = build()
@@ -150,11 +153,17 @@ def _without_search(runner: Runner) -> dict[str, torch.Tensor]:
 
 
 def run(
-    case: Case | NetworkCase, device: torch.device, *, rounds: int, compile: bool = True, seed: int = 0
+    case: Case | NetworkCase,
+    device: torch.device,
+    *,
+    rounds: int,
+    compile: bool = True,
+    autocast: bool = True,
+    seed: int = 0,
 ) -> Measurement:
     """Measure a case under the settings of its leg."""
     with case.leg.applied():
-        measurement, race = prepare(case, device, compile=compile, seed=seed)
+        measurement, race = prepare(case, device, compile=compile, autocast=autocast, seed=seed)
         for _ in range(rounds):
             race.round()
     return measurement
