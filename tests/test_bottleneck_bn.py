@@ -247,7 +247,8 @@ def badly_scaled(name: str, dtype: torch.dtype) -> BlockCall:
 )
 @pytest.mark.parametrize("name", ["mean_100", "constant", "correlated"])
 def test_badly_scaled(name: str, dtype: torch.dtype) -> None:
-    assert_as_exact_as_pytorch(lambda: badly_scaled(name, dtype), fewest_draws=3)
+    # Made after the draw that keeps activations off their kinks: one in twenty has a ReLU that rounding flips.
+    assert_as_exact_as_pytorch(lambda: badly_scaled(name, dtype), trials=7)
 
 
 @few_shapes
