@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +70,7 @@ class NetworkOptions:
 def taken_by(model: str) -> list[str]:
     """Which of depth, width and alpha can be chosen of a named model."""
     known = entry(model)
-    taken = [name for name in ("depth", "width") if name in _keywords(model) or _takes_stock_keywords(model)]
+    taken = [name for name in ("depth", "width") if name in known.keywords or known.takes_stock_keywords]
     return taken if known.alpha is None else [*taken, "alpha"]  # what has two pathways has an alpha
 
 
@@ -83,20 +81,12 @@ def create_network(options: NetworkOptions) -> nn.Module:
     overrides: dict[str, Any] = {"model_num_class": options.classes, "dropout_rate": options.dropout}
     overrides |= {name: value for name in ("depth", "width") if (value := getattr(options, name)) is not None}
     # What takes the keywords of create_slowfast or create_resnet has a head for one size, other models take any.
-    if _takes_stock_keywords(options.model):
+    if entry(options.model).takes_stock_keywords:
         if options.alpha is not None:
             overrides["alpha"] = options.alpha
         if options.crop != CROP or options.frames is not None:
             overrides["head_pool"] = nn.AdaptiveAvgPool3d
     return slowfast_fast.create_model(options.model, **overrides)
-
-
-def _keywords(model: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(entry(model).create).parameters
-
-
-def _takes_stock_keywords(model: str) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _keywords(model).values())
 
 
 def create_stock(options: NetworkOptions) -> nn.Module:

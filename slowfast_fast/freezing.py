@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _triple
 
 from .frozen.blocks import (
-    TO_SLOW,
     AsItIs,
+    Connection,
     FrozenBlock,
     FrozenMaxPool,
     FrozenNonLocal,
@@ -233,14 +233,13 @@ class _Freezer:
         mean = cast(Tensor, cast(nn.BatchNorm3d, norm).running_mean)
         channels = mean.shape[0]
         weight, shift = folded(mean.new_ones(channels, 1, 1, 1, 1), None, norm)
-        return self.frozen_conv(weight, shift, (stride, 1, 1), (0, 0, 0), (1, 1, 1), channels, relu)
+        return self.frozen_conv(weight, shift, stride=(stride, 1, 1), groups=channels, relu=relu)
 
     def transposed(self, conv: nn.ConvTranspose3d, norm: nn.Module | None, relu: bool, join: str) -> FrozenJoin:
         alpha = conv.stride[0]
         weight, shift = folded(conv.weight.transpose(0, 1), conv.bias, norm)
         plain = as_plain(weight, alpha, cast(int, conv.padding[0]))
-        half = (plain.shape[2] // 2, 0, 0)
-        layer = self.frozen_conv(plain, shift.repeat(alpha), (1, 1, 1), half, (1, 1, 1), 1, relu)
+        layer = self.frozen_conv(plain, shift.repeat(alpha), padding=(plain.shape[2] // 2, 0, 0), relu=relu)
         return FrozenJoin(None, layer, alpha, True, join)
 
     def pool(self, pool: nn.Module) -> nn.Module:
@@ -277,28 +276,12 @@ class _Freezer:
 
     def fold(self, conv: nn.Conv3d, norm: nn.Module | None, relu: bool) -> FrozenConv:
         weight, shift = folded(conv.weight, conv.bias, norm)
-        padding = cast("tuple[int, ...]", conv.padding)
-        return self.frozen_conv(weight, shift, conv.stride, padding, conv.dilation, conv.groups, relu)
+        geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
+        return self.frozen_conv(weight, shift, **geometry, relu=relu)
 
-    def frozen_conv(
-        self,
-        weight: Tensor,
-        shift: Tensor,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        relu: bool,
-    ) -> FrozenConv:
-        return FrozenConv(
-            weight.to(self.dtype).contiguous(),
-            shift.to(self.exact),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            relu=relu,
-        )
+    def frozen_conv(self, weight: Tensor, shift: Tensor, **layer: Any) -> FrozenConv:
+        """``weight`` and ``shift`` in the network's dtypes; ``layer``: what else FrozenConv takes."""
+        return FrozenConv(weight.to(self.dtype).contiguous(), shift.to(self.exact), **layer)
 
     def head(self, pools: Sequence[nn.Module | None], head: ResNetBasicHead) -> nn.Module:
         proj = cast(nn.Linear, head.proj)
@@ -333,7 +316,7 @@ def _clips(blocks: list[nn.Module], body: Net) -> Clips:
     layers: list[Any] = [stem.conv for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     pools = [stem.pool for stem in first.multipathway_blocks if isinstance(stem, FrozenStem)]
     known = all(isinstance(layer, FrozenConv) for layer in layers) and len(layers) == 2
-    if not (known and isinstance(lateral, TO_SLOW)) or any(isinstance(pool, AsItIs) for pool in pools):
+    if not (known and isinstance(lateral, Connection)) or any(isinstance(pool, AsItIs) for pool in pools):
         return Clips(channels)
     slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
     return Clips(channels, frames=((slow,), (fast, lateral.window())))

@@ -19,7 +19,6 @@ from .lateral import FrozenFrames, FrozenLateral
 
 # Connections of one direction.
 Connection = FrozenLateral | FrozenFrames | FrozenJoin
-TO_SLOW = (FrozenLateral, FrozenFrames, FrozenJoin)
 
 
 class AsItIs(nn.Module):
@@ -234,7 +233,7 @@ class FrozenPathways(nn.Module):
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         """One (N, C, T, H, W) tensor for each pathway -> the same, a new list."""
         fusion = self.multipathway_fusion
-        to_slow: Any = fusion if isinstance(fusion, TO_SLOW) else None
+        to_slow: Any = fusion if isinstance(fusion, Connection) else None
         to_fast: Any = None
         if isinstance(fusion, FrozenLaterals):
             to_slow, to_fast = fusion.to_slow, fusion.to_fast

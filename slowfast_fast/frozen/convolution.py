@@ -54,10 +54,10 @@ class FrozenConv(nn.Module):
         weight: Tensor,
         shift: Tensor,
         *,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
+        stride: Sequence[int] = (1, 1, 1),
+        padding: Sequence[int] = (0, 0, 0),
+        dilation: Sequence[int] = (1, 1, 1),
+        groups: int = 1,
         relu: bool,
     ) -> None:
         super().__init__()

@@ -72,14 +72,14 @@ class FrozenHead(nn.Module):
 class FrozenPools(nn.Module):
     """Pools of the pathways, their features side by side: what a head that takes boxes reads.
 
-    Sums are in float32 at least, as in ``FrozenHead``; each of the pools may be None.
+    Sums are in float32 at least, as in ``FrozenHead``.
     """
 
     explains_itself = True
 
-    def __init__(self, pools: Sequence[nn.Module | None]) -> None:
+    def __init__(self, pools: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.pools = nn.ModuleList(pools)  # type: ignore[arg-type]
+        self.pools = nn.ModuleList(pools)
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """One (N, C, T, H, W) for each pathway -> (N, sum of C, T', H', W')."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +38,7 @@ def fitted(name: str, crop: int) -> dict[str, Any]:
     """Overrides for clips that leave maps smaller than a head's pool: an average over the map. None for models of which
     the head takes any size."""
     known = entry(name)
-    parameters = inspect.signature(known.create).parameters.values()
-    fixed = not known.boxes and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    fixed = not known.boxes and known.takes_stock_keywords
     return {"head_pool": nn.AdaptiveAvgPool3d} if fixed and crop < CROP else {}
 
 

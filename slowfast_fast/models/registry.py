@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -65,6 +66,16 @@ class Entry:
     activation: str
     about: str
     recipe: Recipe | None = None
+
+    @property
+    def keywords(self) -> Mapping[str, inspect.Parameter]:
+        """What overrides there are."""
+        return inspect.signature(self.create).parameters
+
+    @property
+    def takes_stock_keywords(self) -> bool:
+        """Whether overrides include every keyword of ``create_slowfast`` or ``create_resnet``."""
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self.keywords.values())
 
     def clips(self, crop: int = 256, batch: int = 1, device: torch.device | str | None = None) -> Any:
         """What the network takes, of zeros: [slow, fast] or one clip (batch, 3, frames, crop, crop)."""

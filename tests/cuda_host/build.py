@@ -3,12 +3,13 @@
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -28,16 +29,13 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "c++"))
 
 
-def _digest(command: list[str]) -> str:
+def build_once(name: str, command: list[str], sources: Iterable[Path], fill: Callable[[Path], None]) -> Path:
+    """A folder in build/NAME, which ``fill`` writes with ``command`` unless there is one of the same command, torch and
+    ``sources``. Workers of pytest-xdist come together."""
     digest = hashlib.sha256(" ".join([*command, torch.__version__]).encode())
-    for folder, pattern in ((ROOT / "csrc", "*.h"), (ROOT / "csrc/cuda", "*.cuh"), (HERE, "*.h"), (HERE, "*.cpp")):
-        for path in sorted(folder.glob(pattern)):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """``folder``, written by ``fill`` under another name unless it is there. Workers of pytest-xdist come together."""
+    for path in sorted(sources):
+        digest.update(path.name.encode() + path.read_bytes())
+    folder = ROOT / "build" / name / digest.hexdigest()[:16]
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("w") as lock:
@@ -58,8 +56,9 @@ def build(sanitize: bool) -> Path:
     command += ["-U_FORTIFY_SOURCE"]  # its longjmp takes a fiber's stack for a mistake
     command += [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_dir / "include")]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(SANITIZE if sanitize else [])]
-    folder = build_once(ROOT / "build" / "cuda_host" / _digest(command), lambda to: _compile(command, to))
-    return folder / LIBRARY
+    read = ((ROOT / "csrc", "*.h"), (ROOT / "csrc/cuda", "*.cuh"), (HERE, "*.h"), (HERE, "*.cpp"))
+    sources = itertools.chain.from_iterable(folder.glob(pattern) for folder, pattern in read)
+    return build_once("cuda_host", command, sources, lambda folder: _compile(command, folder)) / LIBRARY
 
 
 def _compile(command: list[str], folder: Path) -> None:
