@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from family_reference import Plain, roi_align
 from network_testing import distance, reasons
 from test_freeze import enliven
+from test_freeze_whole import ran
 from torch import Tensor
 
 import slowfast_fast
+from slowfast_fast.frozen.head import OF_HEAD
 from slowfast_fast.models import create_model
 from slowfast_fast.models.registry import entry, list_models
 from slowfast_fast.nn.roi_align import RoIAlign
@@ -84,6 +86,18 @@ def small(name: str, **overrides: Any) -> torch.nn.Module:
     return create_model(name, **{**narrow, "frames": 2, **non_local, **overrides})
 
 
+def narrow(**overrides: Any) -> torch.nn.Module:
+    """The constructor's own, as small as it gets."""
+    options: dict[str, Any] = {
+        "model_depth": (1, 1, 1, 1),
+        "stem_dim_outs": (16, 4),
+        "slowfast_channel_reduction_ratio": 4,
+        "model_num_class": 6,
+        "head_pool_kernel_sizes": ((2, 1, 1), (8, 1, 1)),
+    }
+    return slowfast_fast.create_slowfast_with_roi_head(**{**options, **overrides})
+
+
 def plain_of(name: str) -> Plain:
     non_local = {"non_local_pool": (2, 2, 2)} if "nln" in name else {}
     return Plain(weights={}, training=False, alpha=4, lateral="conv", **AVA, **non_local)
@@ -120,7 +134,7 @@ def test_at_full_depth() -> None:
 
 
 def test_a_frozen_detector() -> None:
-    """Its own dtype but boxes in pixels; what it leaves to PyTorch is the head."""
+    """Its own dtype but boxes in pixels."""
     name = NAMES[0]
     model = small(name).eval()
     enliven(model)
@@ -150,9 +164,106 @@ def test_explain_shows_the_head() -> None:
 
     x, found = [clip.float() for clip in clips(1, 2, 64)], boxes(3, 1, 64.0).float()
     model = small(NAMES[0]).eval()
+    rows = slowfast_fast.explain(WithBoxes(slowfast_fast.freeze(model), found), x, show=False).rows
+    assert [row.what for row in rows][-7:] == [*["AvgPool3d"] * 2, "pools", "RoIAlign", "MaxPool2d", "head", "Sigmoid"]
+    assert {row.reason for row in rows if row.backend == "torch"} == {OF_HEAD}
+    model.detection_head.proj = torch.nn.Sequential(model.detection_head.proj, torch.nn.Identity())
     why = reasons(WithBoxes(slowfast_fast.freeze(model), found), x)
-    assert [path.rpartition(".")[2] for path in why][-4:] == ["roi_layer", "pool_spatial", "proj", "activation"]
-    assert all(reason.startswith("heads that take boxes are not frozen") for reason in list(why.values())[-4:])
+    assert [path.rpartition(".")[2] for path in why][-5:] == ["roi_layer", "pool_spatial", "0", "1", "activation"]
+    reason = "the head's projection is Sequential, not a plain Linear"
+    assert all(given.startswith(reason) for given in list(why.values())[-5:])
+
+
+def heads() -> dict[str, dict[str, Any]]:
+    return {
+        "as on AVA": {},
+        "average": {"head_output_with_global_average": True, "head_activation": None},
+        "softmax": {"head_activation": torch.nn.Softmax, "head_spatial_resolution": (3, 5), "head_sampling_ratio": 2},
+        "adaptive": {"head_pool": torch.nn.AdaptiveAvgPool3d, "head_spatial_resolution": (1, 1)},
+    }
+
+
+@pytest.mark.parametrize("head", heads())
+def test_frozen_heads(poisoned: None, head: str) -> None:
+    """Each part of the head in more than one form, without a cat; for boxes in another dtype and by name."""
+    model = narrow(**heads()[head]).double().eval()
+    enliven(model)
+    x, found = clips(2, 2, 64), boxes(6, 2, 64.0)
+    frozen = slowfast_fast.freeze(model)
+    with torch.no_grad():
+        expected = model(x, found)
+        assert distance(frozen(x, bboxes=found), expected) < 1e-13
+        assert "aten::cat" not in ran(frozen, x, found)
+        single = slowfast_fast.freeze(model, dtype=torch.float32)([clip.float() for clip in x], found)
+        assert single.dtype == torch.float32
+        assert distance(single.double(), expected) < 1e-5
+    for dtype in (torch.float16, torch.bfloat16):
+        rounded = [clip.to(dtype) for clip in x]
+        got = slowfast_fast.freeze(model, dtype=dtype)(rounded, found)
+        with torch.no_grad():
+            exact = model([clip.double() for clip in rounded], found)
+        assert got.dtype == dtype
+        assert distance(got.double(), exact) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("piece", ["proj", "pool_spatial", "roi_layer", "pool", "hook"])
+def test_replaced_parts_of_the_head(piece: str) -> None:
+    model = narrow().double().eval()
+    enliven(model)
+    head, seen = model.detection_head, []
+    match piece:
+        case "proj":
+            head.proj = torch.nn.Sequential(head.proj, torch.nn.ReLU(), torch.nn.Linear(6, 2)).double()
+        case "pool_spatial":
+            head.pool_spatial, head.output_pool = None, torch.nn.AdaptiveAvgPool3d(1)
+        case "roi_layer":
+            head.roi_layer, head.output_pool = None, torch.nn.AdaptiveAvgPool3d(1)
+        case "pool":
+            head.pool, model.model.blocks[-1].pool = torch.nn.AdaptiveAvgPool3d((1, None, None)), None
+            model.model.blocks[0].multipathway_blocks[1].conv.stride = (4, 2, 2)  # as many frames in both
+            for block in model.model.blocks[:-1]:
+                fusion = block.multipathway_fusion
+                if not isinstance(fusion, torch.nn.Identity):
+                    fusion.conv_fast_to_slow.stride = (1, 1, 1)
+        case "hook":
+            head.pool_spatial.register_forward_hook(lambda *_: seen.append(1))
+    x, found = clips(2, 2, 64), boxes(6, 2, 64.0)
+    with torch.no_grad():
+        expected = model(x, found)
+        seen.clear()
+        frozen = slowfast_fast.freeze(model)
+        assert distance(frozen(x, found), expected) < 1e-13
+        assert "aten::cat" not in ran(frozen, x, found)
+    assert len(seen) == (2 + 1 if piece == "hook" else 0)
+
+
+@pytest.mark.no_sanitizer
+def test_a_frozen_detector_in_a_graph() -> None:
+    model = narrow().float().eval()
+    enliven(model)
+    x, found = [clip.float() for clip in clips(2, 2, 64)], boxes(4, 2, 64.0).float()
+    frozen = slowfast_fast.freeze(model)
+    with torch.no_grad():
+        expected = model(x, found)
+    program = torch.export.export(
+        frozen, (x, found), dynamic_shapes=([None, None], {0: torch.export.Dim("boxes", min=2)})
+    )
+    assert not any("aten.cat" in str(node.target) for node in program.graph.nodes)
+    assert distance(program.module()(x, found), expected) < 1e-5
+    more = boxes(7, 2, 64.0).float()
+    assert distance(program.module()(x, more), frozen(x, more)) < 1e-5
+
+
+def test_what_a_frozen_detector_refuses() -> None:
+    frozen, x = slowfast_fast.freeze(narrow().float()), [clip.float() for clip in clips(2, 2, 64)]
+    with pytest.raises(TypeError, match="frozen from one that takes bboxes beside the clips"):
+        frozen(x)
+    with pytest.raises(TypeError, match="frozen from one that takes no bboxes beside the clips"):
+        slowfast_fast.freeze(narrow().model)(x, boxes(2, 2, 64.0))
+    with pytest.raises(ValueError, match=r"boxes must be \(B, 5\) of \(clip, x1, y1, x2, y2\)"):
+        frozen(x, torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="sampled from one frame of features, but T is 2"):
+        frozen([clip.repeat(1, 1, 2, 1, 1)[:, :, : clip.shape[2] + 1] for clip in x], boxes(2, 2, 64.0))
 
 
 def test_a_detector_learns() -> None:

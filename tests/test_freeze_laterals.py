@@ -108,7 +108,7 @@ def test_transposed_convolutions(poisoned: None, kernel: int, alpha: int) -> Non
         output_padding=(alpha - kernel + kernel // 2 * 2, 0, 0),
     ).double()
     join = Lateral(conv, None, None, "concat")
-    fused = slowfast_fast.freezing._Freezer(torch.float64).fusion(FuseLaterals(None, join))
+    fused = slowfast_fast.frozen.freezer.Freezer(torch.float64).fusion(FuseLaterals(None, join))
     slow, fast = torch.randn(2, 16, 3, 4, 5).double(), torch.randn(2, 2, 3 * alpha, 4, 5).double()
     slow, fast = (x.contiguous(memory_format=torch.channels_last_3d) for x in (slow, fast))
     expected = torch.cat([fast, conv(slow)], 1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import tf32
 from network_testing import SMALL, clips, distance
-from test_freeze import assert_same, stock_and_frozen
+from test_freeze import assert_same, enliven, stock_and_frozen
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,11 +26,13 @@ R50: dict[str, Any] = {"dropout_rate": 0.0, "head_pool_kernel_sizes": ((2, 2, 2)
 PASSES = ("aten::cat", "aten::batch_norm", "aten::relu", "aten::relu_", "aten::add", "aten::add_", "aten::max_pool3d")
 
 
-def ran(model: nn.Module, x: list[Tensor]) -> dict[str, int]:
+def ran(model: nn.Module, x: list[Tensor] | Tensor, *others: Any) -> dict[str, int]:
     """The operators that a call runs, and how often."""
-    model(list(x))
+    given = list(x) if isinstance(x, list) else x
+    model(given, *others)
+    given = list(x) if isinstance(x, list) else x  # pytorchvideo writes into the list that it is given
     with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.no_grad():
-        model(list(x))
+        model(given, *others)
     return {event.key: event.count for event in profiler.key_averages()}
 
 
@@ -48,6 +50,34 @@ def test_no_pass_is_left_of_its_own() -> None:
         "slowfast_fast::max_pool_lateral_concat": 1,
         "slowfast_fast::temporal_conv_lateral_concat": 3,
     }
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("head", ["mlp", "no projection", "features", "another block", "no pools"])
+def test_no_cat_before_other_heads(head: str) -> None:
+    model = slowfast_fast.create_slowfast(
+        **SMALL, head_pool=nn.AdaptiveAvgPool3d if head == "no pools" else nn.AvgPool3d
+    )
+    match head:
+        case "mlp":
+            model.blocks[-1].proj = nn.Sequential(
+                nn.Linear(model.blocks[-1].proj.in_features, 5), nn.ReLU(), nn.Linear(5, 2)
+            )
+        case "no projection":
+            model.blocks[-1].proj = None
+        case "features":
+            model.blocks[-1] = nn.Identity()
+        case "another block":
+            model.blocks.append(nn.Softmax(1))
+        case "no pools":
+            model.blocks[-2].pool[0] = nn.AdaptiveAvgPool3d((8, None, None))
+            model.blocks[-2].pool[1] = None
+    enliven(model.double())
+    x = clips(3)
+    frozen = freeze(model)
+    with torch.no_grad():
+        assert distance(frozen(x), copy.deepcopy(model).eval()(list(x))) < 1e-13
+    assert "aten::cat" not in ran(frozen, x)
 
 
 @torch.inference_mode()

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..nn.network_units import TwoPathways
+from ..nn.head import ResNetBasicHead
+from ..nn.net import PoolConcatPathway
+from ..nn.network_units import Sampling, TwoPathways
 from ..nn.units import Layer, Residual
 
 BOTTLENECK = Residual(
@@ -27,8 +29,8 @@ LAYERS = {
 }
 
 
-def network(sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> TwoPathways:
-    """``SlowFast``, with the frames that ``sample`` takes for its pathways."""
+def network(sampling: Callable[[Any], Sampling]) -> TwoPathways:
+    """``SlowFast``, with the frames that ``sampling`` takes for its pathways."""
     slow, fast = (
         (Layer(f"{pathway}_conv1", f"{pathway}_bn1", f"{pathway}_relu"), f"{pathway}_maxpool")
         for pathway in ("slow", "fast")
@@ -39,10 +41,11 @@ def network(sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> TwoPathwa
     )
     others = tuple(name for names in stages for name in names)
     return TwoPathways(
-        sample=sample,
+        sampling=sampling,
         stems=(slow, fast),
         stages=lambda network: stages,
         head=_head,
+        head_blocks=_head_blocks,
         others=(*others, "avg", "dp", "fc"),
     )
 
@@ -52,3 +55,10 @@ def _head(network: Any, slow: Tensor, fast: Tensor) -> Tensor:
     if getattr(network, "feat_ext", False):
         return features
     return network.fc(network.dp(features))
+
+
+def _head_blocks(network: Any) -> list[nn.Module]:
+    pools = PoolConcatPathway(pool=nn.ModuleList(nn.AdaptiveAvgPool3d(1) for _ in range(2)))
+    if getattr(network, "feat_ext", False):
+        return [pools, nn.Flatten()]
+    return [pools, ResNetBasicHead(None, network.dp, network.fc, None, nn.AdaptiveAvgPool3d(1))]

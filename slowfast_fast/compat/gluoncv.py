@@ -1,6 +1,6 @@
 """gluoncv's torch models: ``SlowFast``, and the single-pathway ``ResNet_SlowFast`` (Slow-only) and ``I3D_ResNetV1``."""
 
-from ..nn.network_units import Contiguous
+from ..nn.network_units import Contiguous, Every
 from ._library import Library
 from ._sequential_names import BOTTLENECK, LAYERS, network
 from ._spelling import Spelling
@@ -9,7 +9,7 @@ LIBRARY = Library(
     name="gluoncv",
     units={
         "Bottleneck": BOTTLENECK,
-        "SlowFast": network(lambda net, clip: (clip[:, :, :: net.slow_temporal_stride // 2], clip)),
+        "SlowFast": network(lambda net: Every(net.slow_temporal_stride // 2, 1)),
         "NonLocal": Contiguous(marks=("g", "theta", "phi")),
     },
     spelling=Spelling(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,10 +24,26 @@ def _not_conv_norm_act(module: nn.Module) -> str | None:
     return "it pads by itself" if getattr(module, "with_explicit_padding", False) else None
 
 
-def _sample(network: Any, clip: Tensor) -> tuple[Tensor, Tensor]:
-    every = (network.resample_rate, network.resample_rate // network.speed_ratio)
-    slow, fast = (F.interpolate(clip, mode="nearest", scale_factor=(1.0 / n, 1.0, 1.0)) for n in every)
-    return slow, fast
+@dataclass(frozen=True)
+class Nearest:
+    """One of ``slow`` frames and one of ``fast``, as ``F.interpolate`` takes them."""
+
+    slow: int
+    fast: int
+
+    def __call__(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        every = (self.slow, self.fast)
+        slow, fast = (F.interpolate(clip, mode="nearest", scale_factor=(1.0 / n, 1.0, 1.0)) for n in every)
+        return slow, fast
+
+
+class BothPathways(nn.Module):
+    """[slow, fast] as a tuple, which the library's heads take."""
+
+    explains_itself = True
+
+    def forward(self, x: list[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(x)
 
 
 def _stages(network: Any) -> Iterator[Stage]:
@@ -50,10 +67,11 @@ LIBRARY = Library(
         "NonLocal3d": Contiguous(marks=("g", "theta", "phi", "conv_out")),
         "SubBatchNorm3D": Contiguous(marks=("bn", "split_bn")),
         "ResNet3dSlowFast": TwoPathways(
-            sample=_sample,
+            sampling=lambda network: Nearest(network.resample_rate, network.resample_rate // network.speed_ratio),
             stems=(("slow_path.conv1", "slow_path.maxpool"), ("fast_path.conv1", "fast_path.maxpool")),
             stages=_stages,
             head=lambda network, slow, fast: (slow, fast),
+            head_blocks=lambda network: [BothPathways()],
         ),
     },
     spelling=Spelling(

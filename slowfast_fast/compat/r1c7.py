@@ -1,12 +1,13 @@
 """r1c7/SlowFastNetworks: lateral connections are bare convolutions, the last linear layer has no bias."""
 
+from ..nn.network_units import Every
 from ._library import Library
 from ._sequential_names import BOTTLENECK, LAYERS, network
 from ._spelling import Spelling
 
 LIBRARY = Library(
     name="r1c7",
-    units={"Bottleneck": BOTTLENECK, "SlowFast": network(lambda net, clip: (clip[:, :, ::16], clip[:, :, ::2]))},
+    units={"Bottleneck": BOTTLENECK, "SlowFast": network(lambda net: Every(16, 2))},
     spelling=Spelling(
         name="r1c7",
         pathways=("slow", "fast"),

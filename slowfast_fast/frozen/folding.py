@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _triple
 
 from ..nn.fused import is_observed
-from ..nn.head import ResNetBasicHead
+from ..nn.head import ResNetBasicHead, ResNetRoIHead
 from ..nn.net import PoolConcatPathway
 
 OBSERVED = "it carries hooks, a forward of its own or a compiled call"
@@ -102,36 +101,41 @@ def as_plain(weight: Tensor, alpha: int, padding: int) -> Tensor:
 
 
 def not_head(pool: nn.Module, head: nn.Module | None) -> str | None:
-    """Why a pool over the pathways and what follows it do not make a FrozenHead; None if they do."""
-    if type(pool) is not PoolConcatPathway:
-        return "not a pool over the pathways"
+    """Why pools that can be frozen and what follows them do not make a FrozenHead; None if they do."""
     if head is None:
         return "no head follows it"
     if type(head) is not ResNetBasicHead:
         return f"{type(head).__name__} follows it, not a classification head"
-    if head.pool is not None or pool.retain_list:
+    if head.pool is not None or cast(PoolConcatPathway, pool).retain_list:
         return "the head pools by itself"
-    return not_linear(head, [pool, head])
+    return not_linear(head)
 
 
 def not_pools(block: nn.Module) -> str | None:
-    """For pools with nothing behind them in the network, so that their features are what it gives."""
-    if type(block) is not PoolConcatPathway or block.retain_list or block.pool is None or None in list(block.pool):
-        return "not a pool of every pathway"
+    """For a PoolConcatPathway."""
     return OBSERVED if any(is_observed(module) for module in block.modules()) else None
 
 
-def not_linear(head: ResNetBasicHead, parts: Sequence[nn.Module]) -> str | None:
-    """Why what the head does behind its pool does not make a FrozenHead, or nobody may stand in for ``parts``."""
-    if type(head.proj) is not nn.Linear:
-        return f"the head's projection is {type(head.proj).__name__}, not a plain Linear"
-    average = head.output_pool
+def not_roi_head(head: nn.Module) -> str | None:
+    """For a head that takes boxes."""
+    if type(head) is not ResNetRoIHead:
+        return f"{type(head).__name__} is not a head that samples boxes"
+    if head.roi_layer is None:
+        return "the head samples no boxes"
+    return not_linear(head)
+
+
+def not_linear(head: nn.Module) -> str | None:
+    """Why what a head does behind its pool does not make a FrozenHead."""
+    known = cast("ResNetBasicHead | ResNetRoIHead", head)
+    if type(known.proj) is not nn.Linear:
+        return f"the head's projection is {type(known.proj).__name__}, not a plain Linear"
+    average = known.output_pool
     if average is not None and not (
         type(average) is nn.AdaptiveAvgPool3d and _triple(average.output_size) == (1, 1, 1)
     ):
         return "the head's output_pool is not an average over all positions"
-    dropout = head.dropout
+    dropout = known.dropout
     if dropout is not None and type(dropout) not in (nn.Dropout, nn.Dropout3d, nn.Identity):
         return f"the head's dropout is {type(dropout).__name__}"
-    watched = [module for part in parts for module in part.modules()]
-    return OBSERVED if any(is_observed(module) for module in watched) else None
+    return OBSERVED if any(is_observed(module) for module in head.modules()) else None

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..explanation import recording
+from ..nn.network_units import Sampling
 from ..ops._layout import as_rows, places
-from .graphs import CudaGraphs
+from .inference import Inference
 
 # Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
 MOST_CLIPS = 4
@@ -28,6 +30,7 @@ class Clips:
 
     channels: tuple[int, ...]
     alone: bool = False  # one clip by itself, not a list
+    sampling: Sampling | None = None  # the pathways' frames of that clip
     frames: tuple[tuple[tuple[int, int, int, int], ...], ...] = ()
 
     def met(self, pathway: int, frames: int) -> int:
@@ -37,77 +40,69 @@ class Clips:
         return frames
 
 
-class FrozenNetwork(nn.Module):
-    """What :func:`slowfast_fast.freeze` returns: a network for inference, with the call of the original.
-
-    It has no gradient and no training mode, takes clips of its ``dtype`` on its device, and ignores autocast. Its
-    ``state_dict`` holds the folded weights: ``load_state_dict`` takes that of another network frozen from the same
-    architecture to the same dtype. ``to(device)`` moves it; weights are prepared anew, for the new device, at the next
-    call of each shape of clips.
-    """
+class FrozenNetwork(Inference):
+    """What :func:`slowfast_fast.freeze` returns: a network for inference, with the call of the original."""
 
     def __init__(
         self, blocks: Sequence[nn.Module], head: nn.Module | None, clips: Clips, dtype: torch.dtype, cuda_graph: bool
     ) -> None:
-        super().__init__()
+        super().__init__(dtype, cuda_graph)
         self.blocks = nn.ModuleList(blocks)
         self.detection_head = head  # takes features and what is given beside the clips
         self.clips = clips
-        self.dtype = dtype
-        self.cuda_graph = cuda_graph
-        self._graphs = CudaGraphs(self._run_flat) if cuda_graph else None
         super().train(False)
 
-    def forward(self, x: Sequence[Tensor] | Tensor, *others: Tensor) -> Any:
+    def forward(self, x: Sequence[Tensor] | Tensor, bboxes: Any = None) -> Any:
         """[slow (N, C, T, H, W), fast (N, C, alpha * T, H, W)] -> logits (N, classes), dtype in and out. A network of
-        one pathway takes its clip alone.
+        one pathway, or one that samples the pathways' frames itself, takes its clip alone.
 
         explain() sees the layers of a call without a CUDA graph.
 
-        ``others``: what a detection network takes beside the clips.
+        ``bboxes``: what a detection network takes beside the clips, in any dtype.
 
         Raises TypeError or ValueError for a clip that the network does not take.
         """
         x = self._checked(x)
+        if (bboxes is None) != (self.detection_head is None):
+            wanted = "no bboxes" if bboxes is not None else "bboxes"
+            raise TypeError(f"the network was frozen from one that takes {wanted} beside the clips")
         if torch.compiler.is_compiling():
-            return self._run(list(x), others)
+            return self._run(list(x), bboxes)
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
-            if self._graphs is not None and not recording():
-                return self._graphs([*x, *others])
-            if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and not others and self.detection_head is None:
+            if self.cuda_graph and not recording() and not isinstance(bboxes, (list, tuple)):
+                return self._replay(None, self._run_flat, [*x] if bboxes is None else [*x, bboxes])
+            if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and bboxes is None:
                 return self._run_in_turn(x)
-            return self._run(list(x), others)
+            return self._run(list(x), bboxes)
 
     def _run_in_turn(self, x: Sequence[Tensor]) -> Any:
         """A large batch on the CPU, MOST_CLIPS clips after the others."""
-        result: Any = None
+        result: list[Tensor] = []
         for first in range(0, len(x[0]), MOST_CLIPS):
-            part = self._run([clip[first : first + MOST_CLIPS] for clip in x], ())
-            if not isinstance(part, Tensor) or len(part) != len(x[0][first : first + MOST_CLIPS]):
-                return self._run(list(x), ())  # the head does not give a row a clip
-            if result is None:
-                result = part.new_empty((len(x[0]), *part.shape[1:]))
-            result[first : first + MOST_CLIPS].copy_(part)
-        return result
+            part = self._run([clip[first : first + MOST_CLIPS] for clip in x], None)
+            rows, spec = tree_flatten(part)
+            count = len(x[0][first : first + MOST_CLIPS])
+            if not all(isinstance(tensor, Tensor) and len(tensor) == count for tensor in rows):
+                return self._run(list(x), None)  # the head does not give a row a clip
+            if not result:
+                result = [tensor.new_empty((len(x[0]), *tensor.shape[1:])) for tensor in rows]
+            for whole, tensor in zip(result, rows, strict=True):
+                whole[first : first + MOST_CLIPS].copy_(tensor)
+        return tree_unflatten(result, spec)
 
-    def _run(self, x: list[Tensor], others: Sequence[Tensor]) -> Any:
-        out: Any = as_rows(x[0], "x") if self.clips.alone else x
+    def _run(self, x: list[Tensor], bboxes: Any) -> Any:
+        out: Any = x
+        if self.clips.sampling is not None:
+            out = list(self.clips.sampling(x[0]))
+        elif self.clips.alone:
+            out = as_rows(x[0], "x")
         for block in self.blocks:
             out = block(out)
-        return out if self.detection_head is None else self.detection_head(out, *others).flatten(1)
+        return out if self.detection_head is None else self.detection_head(out, bboxes).flatten(1)
 
     def _run_flat(self, tensors: list[Tensor]) -> Any:
         pathways = len(self.clips.channels)
-        return self._run(tensors[:pathways], tensors[pathways:])
-
-    def train(self, mode: bool = True) -> FrozenNetwork:
-        """Only ``train(False)``: a frozen network has nothing to train. Raises RuntimeError else."""
-        if mode:
-            raise RuntimeError(
-                "a frozen network cannot train: its BatchNorm is folded into the weights. Train the model that it was "
-                "made from, and call slowfast_fast.freeze on that again"
-            )
-        return super().train(False)
+        return self._run(tensors[:pathways], tensors[pathways] if len(tensors) > pathways else None)
 
     def _checked(self, x: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
         """The clips, one for each pathway."""
@@ -125,16 +120,7 @@ class FrozenNetwork(nn.Module):
                 raise TypeError(f"{said} must be a torch.Tensor; got {type(clip).__name__}")
             if clip.dim() != 5 or clip.shape[1] != channels:
                 raise ValueError(f"{said} must be (N, {channels}, T, H, W); got shape {tuple(clip.shape)}")
-            if clip.dtype != self.dtype:
-                raise TypeError(
-                    f"{said} must be {self.dtype}, for which the network was frozen; got {clip.dtype}: convert the "
-                    f"clip, or freeze the model with dtype={clip.dtype}"
-                )
-            if clip.requires_grad and torch.is_grad_enabled():
-                raise ValueError(
-                    f"{said} must not require a gradient, which a frozen network does not have: detach it, or take "
-                    "the model that was frozen"
-                )
+            self._check_clip(said, clip)
             self._check_agreement(said, clip, x[0])
         self._check_frames(x, names)
         return x
@@ -145,9 +131,7 @@ class FrozenNetwork(nn.Module):
                 f"{said} must have N, H and W of x[0], {(first.shape[0], *first.shape[3:])}; "
                 f"got {(clip.shape[0], *clip.shape[3:])}"
             )
-        device = next(self.buffers()).device
-        if clip.device != device:
-            raise ValueError(f"{said} must be on {device}, as the network is; got {clip.device}: move one of them")
+        self._check_device(said, clip)
 
     def _check_frames(self, x: Sequence[Tensor], names: tuple[str, ...]) -> None:
         if not self.clips.frames:
@@ -164,28 +148,6 @@ class FrozenNetwork(nn.Module):
             f"x[0] has T = {slow} and x[1] T = {fast}: where the pathways meet these are {meeting[0]} and "
             f"{meeting[1]} frames; {advice}"
         )
-
-    def _forget(self) -> None:
-        if self._graphs is not None:
-            self._graphs.clear()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FrozenNetwork:
-        self._forget()
-        super()._apply(fn, recurse)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's; what was prepared from the weights before is forgotten."""
-        self._forget()
-        return super().load_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_graphs": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._graphs = CudaGraphs(self._run_flat) if self.cuda_graph else None
 
 
 def _span(values: list[int]) -> str:

@@ -13,9 +13,22 @@ from .fused import Parts, conv_norm_act_concat
 from .pooled import run_steps
 from .units import Layer, Unit, open_steps, part, randn, rows, steps_of, stock_class
 
+# The slow and the fast pathway's frames of a clip; can be pickled.
+Sampling = Callable[[Tensor], tuple[Tensor, Tensor]]
 Stage = tuple[
     str | None, str, str
 ]  # the lateral connection before it (if any), the slow pathway's part, the fast one's
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every ``slow``-th and every ``fast``-th frame."""
+
+    slow: int
+    fast: int
+
+    def __call__(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        return clip[:, :, :: self.slow], clip[:, :, :: self.fast]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +36,18 @@ class TwoPathways(Unit):
     """A whole network that samples both pathways from one clip; names may be dotted paths.
 
     Attributes:
-        sample: the slow and the fast pathway's frames of a clip.
+        sampling: by which it takes frames; depends on the module.
         stems: the layers and modules of the slow pathway's stem and of the fast one's.
         stages: in order; may depend on the module.
         head: what is made of both pathways' features.
+        head_blocks: the same as blocks of nn/ in a row, of which the first takes a list of both.
     """
 
-    sample: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    sampling: Callable[[Any], Sampling]
     stems: tuple[tuple[Layer | str, ...], tuple[Layer | str, ...]]
     stages: Callable[[Any], Iterable[Stage]]
     head: Callable[[Any, Tensor, Tensor], Any]
+    head_blocks: Callable[[Any], list[nn.Module]]
     others: tuple[str, ...] = ()
 
     def layers(self) -> tuple[Layer, ...]:
@@ -69,7 +84,7 @@ class TwoPathways(Unit):
         """(N, C, T, H, W) -> what the network gives."""
         slow, fast = (
             _run_all(module, stem, rows(frames))
-            for frames, stem in zip(self.sample(module, x), self.stems, strict=True)
+            for frames, stem in zip(self.sampling(module)(x), self.stems, strict=True)
         )
         for lateral, slow_stage, fast_stage in self.stages(module):
             if lateral is not None:
