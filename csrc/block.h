@@ -185,7 +185,8 @@ class Block {
   Tensor seen_by_shortcut() {
     if (!s_.subsamples()) return x_;
     const Tensor seen = empty_channels_last(x_, s_.sizes_out(s_.a.c));
-    for (int64_t n = 0; n < s_.a.n; ++n) copy(strided(rows(x_, "x"), n), of_clip(out_rows(seen), n));
+    const Rows from = rows(x_, "x");
+    for_frames(from, [&](int64_t n, int64_t frames) { copy(frames, strided(from, n), of_clip(out_rows(seen), n)); });
     return seen;
   }
 
@@ -194,7 +195,8 @@ class Block {
     if (!s_.subsamples()) return seen;
     Tensor dx = empty_channels_last(x_, {s_.a.n, s_.a.c, s_.a.t_in, s_.h, s_.w});
     torch::stable::zero_(dx);
-    for (int64_t n = 0; n < s_.a.n; ++n) copy(of_clip(rows(seen, "seen"), n), strided(out_rows(dx), n));
+    const OutRows to = out_rows(dx);
+    for_frames(to, [&](int64_t n, int64_t frames) { copy(frames, of_clip(rows(seen, "seen"), n), strided(to, n)); });
     return dx;
   }
 
@@ -207,7 +209,16 @@ class Block {
     return Device::library_multiplies(s, dtype_) && is_matrix(x);
   }
 
-  // Rows (T', H', W') of one clip: dense ones, and those of x that the shortcut sees.
+  // Calls f(first clip, frames) for the frames that the shortcut sees: once where those of all clips are evenly spaced.
+  // (Rows of clips of one frame do not tell how far apart frames are.)
+  template <typename Pointer, class F>
+  void for_frames(const RowsOf<Pointer>& x, const F& f) const {
+    const bool joined = s_.a.n > 1 && s_.a.t_out > 1 && x.stride_n == s_.a.t_out * s_.geometry.stride_a * x.stride_t;
+    if (joined) return f(0, s_.a.n * s_.a.t_out);
+    for (int64_t n = 0; n < s_.a.n; ++n) f(n, s_.a.t_out);
+  }
+
+  // Rows (frames, H', W') from a clip on: dense ones, and those of x that the shortcut sees.
   template <typename Pointer>
   RowsOf<Pointer> of_clip(const RowsOf<Pointer>& r, int64_t n) const {
     return {at(r, n), r.stride_t, s_.w_out * r.stride_p, r.stride_p};
@@ -222,8 +233,8 @@ class Block {
     using Byte = std::conditional_t<std::is_same_v<Pointer, void*>, char, const char>;
     return static_cast<Byte*>(r.data) + n * r.stride_n * static_cast<int64_t>(x_.element_size());
   }
-  void copy(const Rows& from, const OutRows& to) {
-    device_.copy({s_.a.t_out, s_.a.c, s_.h_out, s_.w_out, dtype_, from, to});
+  void copy(int64_t frames, const Rows& from, const OutRows& to) {
+    device_.copy({frames, s_.a.c, s_.h_out, s_.w_out, dtype_, from, to});
   }
 
   const BlockShape& s_;

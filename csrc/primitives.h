@@ -134,9 +134,9 @@ struct ConvBackward {
     Rows residual;
   } bn;
   OutRows dx;
-  // The next two by the CPU alone so far.
   Rows dx_residual;  // added to dx; may be dx itself
-  OutRows dconv;     // the gradient of the convolution's output, which the products then read; may be grad or bn.raw
+  OutRows dconv;     // BatchNorm form: the gradient of the convolution's output, which the products then read; may be
+                     // grad or bn.raw
   void* dweight;     // (K, C, kt), contiguous, in dtype
   void* dscale;      // dscale or dgamma
   void* dshift;      // dshift or dbeta

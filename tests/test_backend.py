@@ -237,6 +237,24 @@ def test_explain_tells_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [(shape, torch.float32, False, aligned) for aligned in (True, False)]
 
 
+def test_explain_tells_the_cuda_kernels_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its layers that are ours, each asked with its shape."""
+    use_backends(monkeypatch, {"cuda": replace(BACKENDS["cpu"], name="cuda")})
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(sys.modules["slowfast_fast._extension"], "cuda_kernels", lambda *q: asked.append(q) or "k")
+    x = torch.randn(2, 8, 4, 6, 10).contiguous(memory_format=torch.channels_last_3d)
+    shapes = {"a": (3, 8, 3, 1, 1), "b": (3, 3, 1, 3, 3), "c": (5, 3, 1, 1, 1), "shortcut": (5, 8, 1, 1, 1)}
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.bottleneck_bn(x, *(ops.NormedConv(torch.randn(s)) for s in shapes.values()), stride=2)
+
+    row = slowfast_fast.explain(Block(), x, show=False).rows[0]
+    assert row.reason == "fastest for cpu; a: k; b: PyTorch's convolution of images; c: k; shortcut: k"
+    of_a, of_c = (2, 8, 3, 4, 4, 60, 3, 1, 1, 1), (2, 3, 5, 4, 4, 15, 1, 1, 0, 1)
+    assert [question[0] for question in asked] == [of_a, of_c, (2, 8, *of_c[2:])]
+
+
 @pytest.mark.skipif(build_info()["cuda"] is not None, reason="for builds without CUDA kernels")
 def test_no_cuda_kernels_to_tell_of() -> None:
     assert cuda_kernels((1,) * 10, torch.float32, False, True) is None

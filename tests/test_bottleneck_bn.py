@@ -168,14 +168,15 @@ def before_the_activations(call: BlockCall) -> list[Tensor]:
     return [ya, yb, norm(F.conv3d(yb.relu(), c.weight), c) + residual]
 
 
-def random_call(shape: Shape, dtype: torch.dtype) -> BlockCall:
+def random_call(shape: Shape, dtype: torch.dtype, active: float | None = None) -> BlockCall:
     """No activation close to its kink: in float32 and float64 by drawing again, in half precision by channels that are
-    on or off. The gradient of the result is 0 where that is close to it."""
-    half = dtype.itemsize == 2
+    on or off, as with ``active``. The gradient of the result is 0 where that is close to it."""
+    if active is None and dtype.itemsize == 2:
+        active = 6.0
     for _ in range(100):
-        call = call_of(shape, dtype, active=6.0 if half else 0.0)
+        call = call_of(shape, dtype, active=active or 0.0)
         ya, yb, y = before_the_activations(call)
-        if min(ya.abs().min(), yb.abs().min()) > (0.1 if half else 1e-5):
+        if min(ya.abs().min(), yb.abs().min()) > (0.1 if active else 1e-5):
             grad = torch.where(y.abs() > 0.1, call.grad, 0)
             return replace(call, grad=grad.to(dtype))
     raise AssertionError("no draw without an activation close to its kink")
@@ -404,15 +405,20 @@ def test_compiled_is_eager(compiler: str, shortcut: bool) -> None:
         torch.testing.assert_close(compiled[name], expected, msg=lambda message, n=name: f"{n}: {message}")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_autocast(dtype: torch.dtype) -> None:
-    call = random_call(Shape(), torch.float32)
-    with torch.autocast("cpu", dtype):
+def assert_autocast(call: BlockCall, dtype: torch.dtype, device: str) -> None:
+    """As in op_testing.py, for a function of layers."""
+    call = call.to(device=device)
+    with torch.autocast(device, dtype):
         ours = call.run(lambda *args, **options: ops.bottleneck_bn(*args, **options).float())
     half = {n: t.to(dtype) if t.dim() == 5 else t for n, t in call.tensors.items()}
     expected = replace(call, tensors=half, grad=call.grad.to(dtype)).run()
     for name, result in ours.items():
         assert torch.equal(result, expected[name].to(result.dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast(dtype: torch.dtype) -> None:
+    assert_autocast(random_call(Shape(), torch.float32), dtype, "cpu")
 
 
 def test_empty_batch() -> None:

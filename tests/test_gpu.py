@@ -11,6 +11,7 @@ from dataclasses import replace
 import network_testing
 import pytest
 import test_batch_norm as batch_norm
+import test_bottleneck_bn as bottleneck_bn
 import test_lateral_concat as lateral
 import test_temporal_conv as temporal
 import torch
@@ -40,8 +41,17 @@ GIB = 2**30
 
 @pytest.fixture(params=[name for name in BACKENDS if device_of(name) == CUDA])
 def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.node.callspec.params.get("make") in BLOCK_CALLS.values():
+        skip_without_blocks(request.param)
     with forced(request):
         yield request.param
+
+
+def skip_without_blocks(backend: str) -> None:
+    why_not = can_run(backend, "bottleneck_bn", torch.empty(1, device=CUDA))
+    if why_not is not None:
+        assert backend != "cuda", why_not
+        pytest.skip(why_not)
 
 
 def test_backends_are_here() -> None:
@@ -98,6 +108,40 @@ def test_odd_shapes_in_tf32(gpu_backend: str, shape: temporal.Shape | lateral.Sh
             assert_as_exact_as_pytorch(lambda make=make: make(shape, torch.float32), device=CUDA)
 
 
+# Residual blocks of R50 8x8 at 224: the first ones of a stage have a shortcut with a convolution.
+REAL_BLOCKS = {
+    "slow_res2_first": bottleneck_bn.Shape(c=80, j=64, k=256, kt=1, t=8, h=56, w=56),
+    "slow_res4_first": bottleneck_bn.Shape(n=1, c=640, j=256, k=1024, t=8, stride=2, h=28, w=28),
+    "slow_res5": bottleneck_bn.Shape(n=1, c=2048, j=512, k=2048, t=8, h=7, w=7, shortcut=False),
+    "fast_res2_first": bottleneck_bn.Shape(n=1, c=8, j=8, k=32, t=32, h=56, w=56),
+    "fast_res3_first": bottleneck_bn.Shape(n=1, c=32, j=16, k=64, t=32, stride=2, h=56, w=56),
+    "fast_res4": bottleneck_bn.Shape(n=1, c=128, j=32, k=128, t=32, h=14, w=14, shortcut=False),
+}
+
+
+@pytest.mark.parametrize("shape", REAL_BLOCKS.values(), ids=REAL_BLOCKS)
+@modes
+@pytest.mark.usefixtures("poisoned")
+def test_blocks_of_the_network(gpu_backend: str, mode: str, shape: bottleneck_bn.Shape) -> None:
+    """So many activations that none is close to its kink only where channels are on or off."""
+    skip_without_blocks(gpu_backend)
+    dtype, allowed = MODES[mode]
+    with tf32(allowed):
+        assert_as_exact_as_pytorch(
+            lambda: bottleneck_bn.random_call(shape, dtype, active=16.0), device=CUDA, exact_on=CUDA
+        )
+
+
+@pytest.mark.parametrize("shape", bottleneck_bn.SHAPES.values(), ids=bottleneck_bn.SHAPES)
+@modes
+@pytest.mark.usefixtures("poisoned")
+def test_blocks_of_odd_shapes(gpu_backend: str, mode: str, shape: bottleneck_bn.Shape) -> None:
+    skip_without_blocks(gpu_backend)
+    dtype, allowed = MODES[mode]
+    with tf32(allowed):
+        assert_as_exact_as_pytorch(lambda: bottleneck_bn.random_call(shape, dtype, active=6.0), device=CUDA, trials=3)
+
+
 # A narrow and a wide layer and a lateral connection, small enough for many runs: 7 x 7 images leave the rows of the
 # wide one too few for the chip, so its sums are split.
 SMALL = {
@@ -110,6 +154,15 @@ CALLS = {
     for name, shape in SMALL.items()
     for form, make in (("affine", affine_call), ("batch norm", batch_norm.bn_call))
 }
+BLOCKS = {
+    "narrow block": bottleneck_bn.Shape(c=32, j=16, k=64, t=4, stride=2, h=14, w=14),
+    "wide block": bottleneck_bn.Shape(n=1, c=256, j=128, k=256, t=4, h=7, w=7, shortcut=False),
+}
+BLOCK_CALLS = {
+    name: (lambda dtype, shape=shape: bottleneck_bn.random_call(shape, dtype, active=6.0))
+    for name, shape in BLOCKS.items()
+}
+CALLS |= BLOCK_CALLS
 calls = pytest.mark.parametrize("make", CALLS.values(), ids=CALLS)
 Make = Callable[[torch.dtype], Call]
 
@@ -131,8 +184,15 @@ def overwrite(call: Call, source: Call) -> None:
     call.grad.copy_(source.grad)
 
 
+@pytest.fixture
+def same_library_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block's spatial convolution is cuDNN's, whose gradients are otherwise not the same every time."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @calls
 @modes
+@pytest.mark.usefixtures("same_library_kernels")
 def test_same_bits_every_time(gpu_backend: str, mode: str, make: Make) -> None:
     dtype, allowed = MODES[mode]
     call = on_gpu(make(dtype))
@@ -144,6 +204,7 @@ def test_same_bits_every_time(gpu_backend: str, mode: str, make: Make) -> None:
 
 @calls
 @modes
+@pytest.mark.usefixtures("same_library_kernels")
 def test_graph(gpu_backend: str, mode: str, make: Make) -> None:
     """Forward and backward in one CUDA graph: replayed on other values, it gives what they give in eager mode. Waiting
     for the device during the capture would be an error of CUDA's."""
@@ -166,6 +227,7 @@ def test_graph(gpu_backend: str, mode: str, make: Make) -> None:
 
 
 @calls
+@pytest.mark.usefixtures("same_library_kernels")
 def test_current_stream(gpu_backend: str, make: Make) -> None:
     """The inputs are there only once this stream has slept: work on any other one would read zeros."""
     source = on_gpu(make(torch.bfloat16))
@@ -186,6 +248,7 @@ def test_current_stream(gpu_backend: str, make: Make) -> None:
 
 
 @calls
+@pytest.mark.usefixtures("same_library_kernels")
 def test_second_device(gpu_backend: str, make: Make) -> None:
     """On the device of the tensors, whatever the current one is."""
     if torch.cuda.device_count() < 2:
@@ -213,9 +276,11 @@ def test_host_does_not_wait(gpu_backend: str, dtype: torch.dtype, make: Make) ->
 
 
 @calls
+@pytest.mark.usefixtures("same_library_kernels")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_autocast(gpu_backend: str, dtype: torch.dtype, make: Make) -> None:
-    assert_autocast(make(torch.float32), dtype, CUDA)
+    of_block = make in BLOCK_CALLS.values()
+    (bottleneck_bn.assert_autocast if of_block else assert_autocast)(make(torch.float32), dtype, CUDA)
 
 
 @pytest.mark.parametrize("name", SMALL)

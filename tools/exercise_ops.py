@@ -2,9 +2,10 @@
 
     python tools/exercise_ops.py [cuda]
 
-Inputs are made on the host, so that on a GPU hardly a kernel but ours runs. One shape for each kind of kernel: narrow
-and wide channels, channels that are no multiple of a vector, a window that leaves the clip, strides; rows too few for
-the chip, so that the depth is split, and enough of them and of channels for the larger tiles, forward and in dgrad.
+Inputs are made on the host, so that on a GPU hardly a kernel but ours runs (a block's spatial convolution is
+PyTorch's). One shape for each kind of kernel: narrow and wide channels, channels that are no multiple of a vector, a
+window that leaves the clip, strides; rows too few for the chip, so that the depth is split, and enough of them and of
+channels for the larger tiles, forward and in dgrad.
 """
 
 import sys
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import slowfast_fast
 from slowfast_fast import ops
-from slowfast_fast.backend import BACKENDS
+from slowfast_fast.backend import BACKENDS, can_run
 
 DTYPES = ((torch.float32, False), (torch.float32, True), (torch.float16, False), (torch.bfloat16, False))
 # channels, output channels, frames, kernel length, stride
@@ -30,6 +31,8 @@ TEMPORAL = (
     (32, 2048, 15, 1, 1),
     (2048, 32, 15, 1, 1),
 )
+# channels, inner channels, output channels, stride: a block in training, with a shortcut where it changes its shape
+BLOCKS = ((8, 8, 32, 1), (136, 72, 144, 2))
 # channels of slow, of fast, of the lateral convolution, frames of slow
 LATERAL = ((64, 8, 16, 2), (128, 64, 128, 1), (5, 3, 6, 2))
 POSITIONS = (5, 7)  # an odd number of rows
@@ -49,6 +52,9 @@ class Inputs:
 
     def weight(self, k: int, c: int, kt: int) -> Tensor:
         return self._leaf((torch.randn(k, c, kt, 1, 1) / (c * kt) ** 0.5).to(self.dtype))
+
+    def spatial_weight(self, j: int) -> Tensor:
+        return self._leaf((torch.randn(j, j, 1, 3, 3) / (9 * j) ** 0.5).to(self.dtype))
 
     def vectors(self, k: int) -> list[Tensor]:
         return [self._leaf(torch.rand(k) + 0.5) for _ in range(2)]
@@ -76,6 +82,15 @@ def temporal_conv(of: Inputs, c: int, k: int, t: int, kt: int, stride: int) -> N
     finish(ops.temporal_conv_bn(x, weight, *vectors, **of.running(k), training=True, **options), *inputs)
 
 
+def bottleneck_bn(of: Inputs, c: int, j: int, k: int, stride: int) -> None:
+    weights = [of.weight(j, c, 3), of.spatial_weight(j), of.weight(k, j, 1), of.weight(k, c, 1)]
+    if (c, stride) == (k, 1):
+        del weights[3]
+    layers = [ops.NormedConv(w, *of.vectors(len(w)), **of.running(len(w))) for w in weights]
+    x = of.rows(2, c, 4, *POSITIONS)
+    finish(ops.bottleneck_bn(x, *layers, stride=stride), x, *(tensor for layer in layers for tensor in layer[:3]))
+
+
 def lateral_concat(of: Inputs, c_slow: int, c: int, k: int, t: int) -> None:
     slow, fast = of.rows(1, c_slow, t, *POSITIONS), of.rows(1, c, 4 * t, *POSITIONS)
     inputs = (slow, fast, of.weight(k, c, 7), *of.vectors(k))
@@ -93,7 +108,9 @@ def main(backend: str = "cuda") -> None:
                 temporal_conv(of, *shape)
             for shape in LATERAL:
                 lateral_concat(of, *shape)
-    print(f"every op ran on {backend}, {len(DTYPES) * (len(TEMPORAL) + len(LATERAL))} shapes and dtypes")
+            for shape in BLOCKS if can_run(backend, "bottleneck_bn", torch.empty(1, device=device)) is None else ():
+                bottleneck_bn(of, *shape)
+    print(f"every op ran on {backend}, {len(DTYPES) * (len(TEMPORAL) + len(LATERAL) + len(BLOCKS))} shapes and dtypes")
 
 
 if __name__ == "__main__":

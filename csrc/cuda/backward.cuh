@@ -55,9 +55,13 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kPerThread; ++i) {
         const int64_t row = row0 + tile_row(i);
         if (row >= end) continue;
-        T* dx = row_at<T>(args.dx, position_of(row, s.t_in, s.p));
-        for (int j = 0; j < kPerThread; ++j)
-          if (c0 + tile_column(j) < s.c) dx[c0 + tile_column(j)] = T(value[i][j]);
+        const Position at = position_of(row, s.t_in, s.p);
+        T* dx = row_at<T>(args.dx, at);
+        const T* residual = args.dx_residual.data ? row_at<T>(args.dx_residual, at) : nullptr;
+        for (int j = 0; j < kPerThread; ++j) {
+          const int64_t c = c0 + tile_column(j);
+          if (c < s.c) dx[c] = T(residual ? value[i][j] + Acc(residual[c]) : value[i][j]);
+        }
       }
     }
   }

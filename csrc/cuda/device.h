@@ -22,6 +22,12 @@ class Cuda {
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
+  // Neither has been measured against PyTorch's products, so all of a block's but its spatial convolution are ours.
+  // They round as the convolutions of the network do: a matrix product obeys another setting for TF32, and may add up
+  // 16-bit parts.
+  static bool library_multiplies(const ConvShape&, Dtype) { return false; }
+  // cuDNN's gradient of a spatial weight reads channels_last images as they are; unfolded rows are nine times as many.
+  static bool unfolds(const ConvShape&, Dtype) { return false; }
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);

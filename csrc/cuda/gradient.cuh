@@ -1,6 +1,7 @@
 // The gradient on its way back from the op's output to the convolution's, past ReLU and BatchNorm, in packs of
 // channels: how a kernel forms it as it reads, and the pass that writes it for those that read it several times.
 #pragma once
+#include "operands.cuh"
 #include "rowwise.cuh"
 
 namespace slowfast_fast::cuda {
@@ -91,21 +92,45 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSM)
   });
 }
 
+// The same one value at a time, for rows that cannot be read in packs, and for float64.
+template <class T>
+__global__ void __launch_bounds__(kElementThreads)
+    output_gradient_kernel(ConvBackward args, const Accumulator<T>* sum, const Accumulator<T>* sum_xhat, OutRows out) {
+  const ConvShape& s = args.shape;
+  const OutputGradient<T> gradient(args, sum, sum_xhat);
+  const int64_t elements = s.n * s.t_out * s.p * s.k;
+  for (int64_t i = first_element(); i < elements; i += element_step()) {
+    const Position at = position_of(i / s.k, s.t_out, s.p);
+    const int64_t k = i % s.k;
+    const Accumulator<T> factor = gradient.normalises() ? gradient.factor(k) : Accumulator<T>(1);
+    row_at<T>(out, at)[k] = T(factor * gradient.before_factor(at, k));
+  }
+}
+
 // Dense rows for the gradient of the convolution's output.
 template <class T, class Queue>
 OutRows gradient_workspace(Queue& queue, const ConvShape& s) {
   return {queue.template workspace<T>(rows_out(s) * s.k), s.t_out * s.p * s.k, s.p * s.k, s.k};
 }
 
-// The gradient of the convolution's output, written in one pass over what it is formed from, unless it is there
-// already.
+// The gradient of the convolution's output, written in one pass over what it is formed from, to dconv or else to
+// workspace, unless it is there already. There are rows.
 template <class T, class Queue>
-ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const float* sum, const float* sum_xhat) {
+ConvBackward with_output_gradient(Queue& queue, const ConvBackward& args, const Accumulator<T>* sum,
+                                  const Accumulator<T>* sum_xhat) {
   if (!gradient_changes(args)) return args;
-  const OutRows gradient = gradient_workspace<T>(queue, args.shape);
-  const RowPlan rows = gradient_plan<T>(args);
-  queue.launch(output_gradient<T>, row_launch(rows, 0), args, rows, sum, sum_xhat, gradient);
-  return with_gradient(args, as_input(gradient));
+  const OutRows gradient = args.dconv.data ? args.dconv : gradient_workspace<T>(queue, args.shape);
+  const ConvBackward formed = with_gradient(args, as_input(gradient));
+  if constexpr (!std::is_same_v<T, double>) {
+    if (!why_not_rows<T>(args)) {
+      const RowPlan rows = gradient_plan<T>(args);
+      queue.launch(output_gradient<T>, row_launch(rows, 0), args, rows, sum, sum_xhat, gradient);
+      return formed;
+    }
+  }
+  queue.launch(output_gradient_kernel<T>, element_launch(rows_out(args.shape) * args.shape.k), args, sum, sum_xhat,
+               gradient);
+  return formed;
 }
 
 }  // namespace slowfast_fast::cuda

@@ -46,7 +46,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
   // The sums over rows: results in themselves, and in the BatchNorm form needed by both products.
   auto* sum = static_cast<Acc*>(args.dshift);
   Acc* sum_xhat = normalises ? dscale : nullptr;
-  if (normalises && (args.dx.data || args.dweight)) {
+  if (normalises && (args.dx.data || args.dweight || args.dconv.data)) {
     if (!sum) sum = queue.template workspace<Acc>(s.k);
     if (!sum_xhat) sum_xhat = queue.template workspace<Acc>(s.k);
   }
@@ -71,32 +71,34 @@ void backward_as(Queue& queue, const ConvBackward& args) {
 
   Acc* scale_product = normalises ? nullptr : dscale;
   bool dx_wanted = args.dx.data && rows_in(s) > 0, dweight_wanted = args.dweight || scale_product;
+  ConvBackward left = past_relu(args);  // what is left to do
   if constexpr (!std::is_same_v<T, double>) {
     const bool tiled = !tile::why_not(args), narrow_dgrad = tiled && !narrow::why_not_dgrad<T>(args);
     const bool tiled_dgrad = tiled && dx_wanted && (narrow_dgrad || !tile::why_not_dgrad(s));
     if (tiled_dgrad || (tiled && dweight_wanted)) {
-      ConvBackward plain = past_relu(args);
-      const bool narrow_wgrad = dweight_wanted && !narrow::why_not_wgrad<T>(args);
+      const bool narrow_wgrad = dweight_wanted && !narrow::why_not_wgrad<T>(left);
       // A narrow wgrad reads each row once, so it is the one to form the gradient, and dgrad reads what it leaves.
-      if (!narrow_wgrad || !narrow::forms_gradient(plain)) plain = with_output_gradient<T>(queue, plain, sum, sum_xhat);
+      if (!narrow_wgrad || !narrow::forms_gradient(left)) left = with_output_gradient<T>(queue, left, sum, sum_xhat);
       if (narrow_wgrad) {
-        const bool leaves = tiled_dgrad && narrow::forms_gradient(plain);
-        const OutRows gradient = leaves ? gradient_workspace<T>(queue, s) : OutRows{};
-        const auto partial = narrow::launch_wgrad<T>(queue, plain, sum, sum_xhat, gradient);
-        plain = with_gradient(plain, leaves ? as_input(gradient) : plain.grad);
-        launch_merge_wgrad<T>(queue, plain, partial.of, partial.chunks, scale_product);
+        OutRows gradient{};
+        if (narrow::forms_gradient(left) && args.dconv.data) gradient = args.dconv;
+        else if (narrow::forms_gradient(left) && tiled_dgrad) gradient = gradient_workspace<T>(queue, s);
+        const auto partial = narrow::launch_wgrad<T>(queue, left, sum, sum_xhat, gradient);
+        left = with_gradient(left, gradient.data ? as_input(gradient) : left.grad);
+        launch_merge_wgrad<T>(queue, left, partial.of, partial.chunks, scale_product);
       } else if (dweight_wanted) {
-        tile::wgrad<T>(queue, plain, scale_product);
+        tile::wgrad<T>(queue, left, scale_product);
       }
-      if (tiled_dgrad) narrow_dgrad ? narrow::dgrad<T>(queue, plain) : tile::dgrad<T>(queue, plain);
+      if (tiled_dgrad) narrow_dgrad ? narrow::dgrad<T>(queue, left) : tile::dgrad<T>(queue, left);
       dx_wanted = dx_wanted && !tiled_dgrad;
       dweight_wanted = false;
     }
   }
+  if (args.dconv.data && rows_out(s) > 0) left = with_output_gradient<T>(queue, left, sum, sum_xhat);
 
   if (dx_wanted) {
     const Chunks chunks = cut(rows_in(s), kTile, kMostBlocks);
-    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, args,
+    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, left,
                  chunks, sum, sum_xhat);
   }
 
@@ -106,9 +108,9 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
     if (chunks.count > 0)
       queue.launch(wgrad_kernel<T>,
-                   {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, args, chunks,
+                   {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, left, chunks,
                    sum, sum_xhat, partial);
-    launch_merge_wgrad<T>(queue, args, partial, chunks.count, scale_product);
+    launch_merge_wgrad<T>(queue, left, partial, chunks.count, scale_product);
   }
 }
 

@@ -86,7 +86,7 @@ inline Conv dgrad_conv(const ConvBackward& args, int residue) {
   conv.padding = conv.taps - 1 - (conv.first_out + padding - residue) / stride;
   conv.x = args.grad, conv.weight = args.weight, conv.weight_scale = args.scale;
   conv.transposed = true, conv.first_tap = residue, conv.step_tap = stride;
-  conv.y = args.dx;
+  conv.residual = args.dx_residual, conv.y = args.dx;
   return conv;
 }
 
@@ -127,7 +127,7 @@ const char* why_not_dgrad(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   if (const char* reason = why_not<T>(s, args.tf32, args.weight)) return reason;
   if (const char* reason = why_not_packs<T>(s.k, args.grad)) return reason;
-  if (const char* reason = why_not_packs<T>(s.c, args.dx)) return reason;
+  if (const char* reason = why_not_packs<T>(s.c, args.dx_residual, args.dx)) return reason;
   for (int residue = 0; residue < s.stride; ++residue)
     if (const char* reason = why_not_shape<T>(dgrad_conv(args, residue))) return reason;
   return nullptr;

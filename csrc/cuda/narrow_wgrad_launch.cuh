@@ -80,7 +80,7 @@ const char* why_not_wgrad(const ConvBackward& args) {
   const ConvShape& s = args.shape;
   if (const char* reason = why_not<T>(s, args.tf32, nullptr)) return reason;
   if (s.c % kOctet || s.k % kOctet) return "C or K is no multiple of 8";
-  if (const char* reason = why_not_packs<T>(s.k, args.grad, args.y, args.bn.raw)) return reason;
+  if (const char* reason = why_not_packs<T>(s.k, args.grad, args.y, args.bn.raw, args.dconv)) return reason;
   if (const char* reason = why_not_packs<T>(s.c, args.x)) return reason;
   const char* reason = nullptr;
   with_wgrad_shape<T>(s, [&](auto shape) {

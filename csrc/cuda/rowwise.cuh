@@ -270,7 +270,7 @@ const char* why_not_rows(const CopyRows& args) {
 
 template <class T>
 const char* why_not_rows(const ConvBackward& args) {
-  return why_not_packs<T>(args.shape.k, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual);
+  return why_not_packs<T>(args.shape.k, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual, args.dconv);
 }
 
 template <class T, class Queue>
@@ -308,7 +308,8 @@ void launch_rows(Queue& queue, const CopyRows& args) {
 template <class T>
 RowPlan gradient_plan(const ConvBackward& args) {
   const ConvShape& s = args.shape;
-  const Runs runs = runs_of(s.n, s.t_out, s.p, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual);
+  const Runs runs =
+      runs_of(s.n, s.t_out, s.p, args.grad, args.y, args.bn.raw, args.bn.residual, args.dresidual, args.dconv);
   return row_plan(Pack<T>::kSize, runs, s.k, kGradientLoads, kMostPartials);
 }
 

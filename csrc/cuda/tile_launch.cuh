@@ -64,7 +64,8 @@ inline const char* why_not(const ConvBackward& args) {
   if (const char* why = why_not(args.shape, args.dtype)) return why;
   const int64_t element = args.dtype == Dtype::Float32 ? 4 : 2;
   return aligned(args.grad, element) && aligned(args.x, element) && aligned(args.y, element) &&
-                 aligned(args.bn.raw, element) && aligned(args.bn.residual, element) && aligned(args.dx, element)
+                 aligned(args.bn.raw, element) && aligned(args.bn.residual, element) && aligned(args.dconv, element) &&
+                 aligned(args.dx_residual, element) && aligned(args.dx, element)
              ? nullptr
              : kMisaligned;
 }
@@ -187,6 +188,7 @@ void dgrad(Queue& queue, const ConvBackward& args) {
   product.source = args.grad;
   product.weight = packed_weight<T>(queue, s, args.weight, args.scale);
   product.kt = int(s.kt);
+  product.epilogue.residual = args.dx_residual;
   product.epilogue.out = args.dx;
   for (int64_t residue = 0; residue < s.stride; ++residue) {
     const int64_t first = ((residue - s.padding) % s.stride + s.stride) % s.stride;

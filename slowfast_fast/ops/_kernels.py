@@ -32,6 +32,28 @@ def note(
     note_call(op, choice, inputs, output)
 
 
+def note_block(
+    choice: Choice, x: Tensor, weights: dict[str, Tensor], geometry: tuple[int, ...], output: Tensor, tf32: bool
+) -> None:
+    """``bottleneck_bn`` ran on the backend of ``choice``. ``weights``: of a, b, c and, where there is one, the
+    shortcut; ``geometry``: stride_a, padding_a and dilation_a first."""
+    if not recording():
+        return
+    if choice.backend == "cuda":
+        n, _, t, h, w = output.shape
+        of_a, of_others = (x.shape[2], x.shape[3] * x.shape[4], geometry[:3]), (t, h * w, (1, 0, 1))
+        reasons = [choice.reason]
+        for name, weight in weights.items():
+            k, c, taps = weight.shape[:3]
+            frames, positions, window = of_a if name == "a" else of_others
+            shape = (n, c, k, frames, t, positions, taps, *window)
+            ours = _extension.cuda_kernels(shape, x.dtype, tf32, name == "c" or is_aligned(x)) if name != "b" else None
+            said = "PyTorch's convolution of images" if name == "b" else ours
+            reasons += [] if said is None else [f"{name}: {said}"]
+        choice = choice._replace(reason="; ".join(reasons))
+    note_call("bottleneck_bn", choice, (x,), output)
+
+
 def is_aligned(rows: Tensor) -> bool:
     """Whether every row begins at a multiple of WORD bytes."""
     stride_n, _, stride_t, _, stride_w = rows.stride()

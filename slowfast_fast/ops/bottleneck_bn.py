@@ -11,10 +11,10 @@ from torch import Tensor
 from .. import reference
 from ..backend import for_every_library
 from ..choosing import choose, decide
-from ..explanation import note_call, recording
 from . import _checks
 from ._batch_norm import BatchNorm
 from ._common import accumulation_dtype, allows_tf32, autocast, call, define_op, forbid_gradient, kernel
+from ._kernels import note_block
 from ._layout import as_dense, as_rows, empty_channels_last, places
 
 Geometry = tuple[int, int, int, int, int]  # stride_a, padding_a, dilation_a, stride, dilation
@@ -98,8 +98,7 @@ def bottleneck_bn(
         for layer, statistics in zip(_four(layers), results[3:], strict=True):
             if layer is not None:
                 layer.norm.move(choice.backend, out.shape[0], statistics[0], statistics[2])
-    if recording():
-        note_call("bottleneck_bn", choice, (x,), out)
+    note_block(choice, x, {name: layer.weight for name, layer in layers.items()}, geometry, out, tf32)
     return out
 
 

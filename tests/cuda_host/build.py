@@ -22,6 +22,12 @@ SCHEDULES = ("ascending", "descending", "random")
 SANITIZED = os.environ.get("CUDA_HOST_SANITIZED") == "1"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/primitives.h
 TILE_SIZES = ("wide", "tall", "small")
+# Of layer.cpp; the other schemas are those of csrc/ops.cpp.
+LAYER_BACKWARD = (
+    "layer_backward(Tensor grad, Tensor x, Tensor weight, Tensor? gamma, Tensor? beta, Tensor? raw, Tensor? mean, "
+    "Tensor? invstd, Tensor(a!)? dx, Tensor(b!)? dx_residual, Tensor(c!)? dconv, Tensor(d!)? dweight, "
+    "Tensor(e!)? dscale, Tensor(f!)? dshift, int stride, int padding, int dilation, bool relu, bool tf32) -> ()"
+)
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
@@ -80,6 +86,7 @@ class Harness:
         self._definitions = torch.library.Library(NAMESPACE, "DEF")
         for literals in re.findall(r'm\.def\(((?:\s*"[^"]*")+)\)', (ROOT / "csrc" / "ops.cpp").read_text()):
             self._definitions.define("".join(re.findall(r'"([^"]*)"', literals)))
+        self._definitions.define(LAYER_BACKWARD)
         torch.ops.load_library(library)
         self._controls = ctypes.CDLL(str(library))
         self._controls.cuda_host_explain.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_bool]

@@ -1,6 +1,6 @@
 // The primitives as csrc/cuda launches them, on fibers.
 #pragma once
-#include "checks.h"
+#include "cuda/device.h"
 
 namespace slowfast_fast {
 
@@ -19,6 +19,8 @@ class CudaHost {
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
+  static bool library_multiplies(const ConvShape& s, Dtype dtype) { return Cuda::library_multiplies(s, dtype); }
+  static bool unfolds(const ConvShape& s, Dtype dtype) { return Cuda::unfolds(s, dtype); }
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);

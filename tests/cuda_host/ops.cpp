@@ -7,6 +7,7 @@
 
 #include "batch_norm_max_pool.h"
 #include "bottleneck.h"
+#include "bottleneck_bn.h"
 #include "cuda_host.h"
 #include "device.h"
 #include "frames_concat.h"
@@ -20,6 +21,7 @@ STABLE_TORCH_LIBRARY_IMPL(slowfast_fast_cuda_host, CPU, m) {
   slowfast_fast::register_pack_pathways<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_batch_norm_max_pool<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_bottleneck<slowfast_fast::CudaHost>(m);
+  slowfast_fast::register_bottleneck_bn<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_wide<slowfast_fast::CudaHost>(m);
   slowfast_fast::register_frames_concat<slowfast_fast::CudaHost>(m);
 }
