@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from .compat._accelerate import accelerate
-from .compat._reading import Network, read, read_network
-from .frozen.blocks import AsItIs, Connection, FrozenPathways, FrozenStem
+from .compat._networks import Network, read_network
+from .compat._reading import read
+from .frozen.blocks import AsItIs, Connection, FrozenMaxPool, FrozenPathways, FrozenStem
 from .frozen.convolution import FrozenConv
 from .frozen.freezer import Freezer
 from .frozen.inference import FrozenModel
@@ -99,6 +100,8 @@ def _frozen(module: nn.Module, freezer: Freezer, found: dict[int, nn.Module]) ->
         elif (block := read(module)) is not None:
             pieces = freezer.blocks(list(block) if type(block) is nn.Sequential else [block])
             found[id(module)] = pieces[0] if len(pieces) == 1 else nn.Sequential(*pieces)
+        elif type(module) is nn.MaxPool3d and isinstance(pool := freezer.pool(module), FrozenMaxPool):
+            found[id(module)] = pool
         else:
             for name, child in list(module._modules.items()):
                 if child is not None and (stands := _frozen(child, freezer, found)) is not None:

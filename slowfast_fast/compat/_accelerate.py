@@ -14,7 +14,7 @@ from torch import nn
 
 from ..explanation import note, recording
 from ..nn.fused import modules_needed
-from ..nn.units import UNIT, Unit, stock_class
+from ..nn.units import UNIT, Unit, forward_class, stock_class
 from . import gluoncv, mmaction2, pyslowfast, pytorchvideo, r1c7
 from ._library import Library
 from ._probe import computes_otherwise
@@ -128,12 +128,12 @@ def _recognise(module: nn.Module, tried: dict[Any, str | None]) -> tuple[Library
     ``tried`` remembers what came of trying out a class.
     """
     kind = stock_class(type(module))
-    owner = next(base for base in kind.__mro__ if "forward" in base.__dict__ or base is nn.Module)
-    if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
+    made_by = forward_class(kind)
+    if made_by.__module__.partition(".")[0] == __name__.partition(".")[0]:
         return None
     reasons = []
     for library in LIBRARIES:
-        unit = library.units.get(owner.__name__)
+        unit = library.units.get(made_by.__name__)
         if unit is None:
             continue
         reason = unit.unlike(module)
@@ -147,7 +147,7 @@ def _recognise(module: nn.Module, tried: dict[Any, str | None]) -> tuple[Library
     if reasons:
         return "; ".join(reasons)
     known = [base.__name__ for base in kind.__mro__ if any(base.__name__ in library.units for library in LIBRARIES)]
-    return f"{owner.__name__} has a forward of its own, not {known[0]}'s" if known else None
+    return f"{made_by.__name__} has a forward of its own, not {known[0]}'s" if known else None
 
 
 @functools.cache

@@ -7,57 +7,20 @@ any more is watched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..nn.bottleneck import BasicBlock, BottleneckBlock
 from ..nn.fused import Step, is_observed
 from ..nn.lateral import FuseFastToSlow
-from ..nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net, PoolConcatPathway
-from ..nn.network_units import Counterpart, Sampling, TwoPathways
+from ..nn.net import MultiPathWayWithFuse, PoolConcatPathway
+from ..nn.network_units import Counterpart
 from ..nn.stage import ResBlock, ResStage, add
 from ..nn.stem import ResNetBasicStem
-from ..nn.units import UNIT, Chain, Lateral, Residual, Unit, open_steps, part, steps_of, stock_class
-from . import _heads
-
-
-@dataclass(frozen=True)
-class Network:
-    """A whole network: blocks of nn/ in a row, and what comes before or after."""
-
-    blocks: list[nn.Module]
-    sampling: Sampling | None = None  # by which it takes the pathways' frames of one clip
-    detection_head: nn.Module | None = None  # takes features and boxes
-
-
-def read_network(module: nn.Module) -> Network | None:
-    """What a network of this package or another library is made of; None for anything else."""
-    kind = stock_class(type(module))
-    if kind is DetectionBBoxNetwork or (kind.__name__ == "DetectionBBoxNetwork" and _detects(module)):
-        detector: Any = module
-        body = read_network(detector.model)
-        if body is None or is_observed(detector.model):
-            return None
-        return Network(body.blocks, detection_head=read(detector.detection_head) or detector.detection_head)
-    if kind is Net:
-        return Network(list(cast(Net, module).blocks))
-    unit = getattr(type(module), UNIT, None)
-    if isinstance(unit, TwoPathways):
-        return _two_pathways(module, unit) if _open(module) else None
-    if kind.__name__ == "Net" and _in_a_row(module, "blocks"):
-        blocks = [read(block) or block for block in cast("nn.ModuleList", module.blocks)]
-        return Network(blocks) if blocks and _is_stem(blocks[0]) else None
-    return None
-
-
-def _is_stem(block: nn.Module) -> bool:
-    if type(block) is MultiPathWayWithFuse:
-        return all(stem is not None and _is_stem(stem) for stem in block.multipathway_blocks)
-    return type(block) is ResNetBasicStem and isinstance(block.conv, nn.Conv3d)
+from ..nn.units import UNIT, Chain, Lateral, Residual, Unit, forward_class, open_steps, part, steps_of, stock_class
+from . import _viewed
 
 
 def read(module: nn.Module) -> nn.Module | None:
@@ -65,29 +28,29 @@ def read(module: nn.Module) -> nn.Module | None:
 
     A Sequential stands for blocks of which each takes what the one before it gave.
     """
-    if not _open(module):
+    if not is_open(module):
         return None
     unit = getattr(type(module), UNIT, None)
     if isinstance(unit, Chain):
         return _chain(module, unit)
     if isinstance(unit, Residual):
-        blocks = _residual(module, unit)
+        blocks = residual_blocks(module, unit)
         return None if blocks is None else blocks[0] if len(blocks) == 1 else ResStage(nn.ModuleList(blocks))
     if isinstance(unit, Lateral):
         return MultiPathWayWithFuse(
             multipathway_blocks=nn.ModuleList([None, None]),  # type: ignore[list-item]
-            multipathway_fusion=FuseFastToSlow(*unit.layer.parts(module)),
+            multipathway_fusion=fusion_of(module),
         )
     if isinstance(unit, Counterpart):
         return _counterpart(module, unit)
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         return _stage(module)
-    if stock_class(type(module)).__name__ == "ResStage" and _in_a_row(module, "res_blocks"):
+    if forward_class(type(module)).__name__ == "ResStage" and in_a_row(module, "res_blocks"):
         return _stage(cast("nn.ModuleList", module.res_blocks))
-    return _heads.read(module)
+    return _viewed.read(module)
 
 
-def _open(module: nn.Module) -> bool:
+def is_open(module: nn.Module) -> bool:
     """Whether nobody watches what would not be called any more: all modules but layers, and those that may stand in
     for themselves."""
     for inner in module.modules():
@@ -111,15 +74,15 @@ def _chain(module: nn.Module, unit: Chain) -> nn.Module | None:
     return stems[0] if len(stems) == 1 else nn.Sequential(*stems)
 
 
-def _residual(module: nn.Module, unit: Residual) -> list[nn.Module] | None:
+def residual_blocks(module: nn.Module, unit: Residual) -> list[nn.Module] | None:
     """The residual block, and what is called behind it."""
     branch = _branch([step for named in unit.branch for step in steps_of(module, named)])
     shortcut = steps_of(module, unit.shortcut)
     if branch is None or len(shortcut) > 1 or not all(isinstance(step, tuple) and step[2] is None for step in shortcut):
         return None
     conv, norm, _ = cast(Any, shortcut[0]) if shortcut else (None, None, None)
-    block = ResBlock(conv, norm, branch, part(module, unit.act), add)
-    return [block, *(held for held in (part(module, name) for name in unit.then) if held is not None)]
+    behind = [held for held in (part(module, name) for name in unit.then) if held is not None]
+    return [ResBlock(conv, norm, branch, part(module, unit.act), add), *(read(held) or held for held in behind)]
 
 
 def _branch(steps: list[Step]) -> nn.Module | None:
@@ -136,7 +99,7 @@ def _stage(blocks: nn.Sequential | nn.ModuleList) -> ResStage | None:
     read_blocks: list[nn.Module] = []
     for block in blocks:
         unit = getattr(type(block), UNIT, None)
-        found = _residual(block, unit) if isinstance(unit, Residual) else None
+        found = residual_blocks(block, unit) if isinstance(unit, Residual) else None
         if found is None:
             return None
         read_blocks += found
@@ -149,46 +112,29 @@ def _counterpart(module: Any, unit: Counterpart) -> nn.Module | None:
     blocks = [None if block is None else read(block) or block for block in module.multipathway_blocks]
     fusion = module.multipathway_fusion
     if isinstance(getattr(type(fusion), UNIT, None), Lateral):
-        fusion = cast(Any, read(fusion)).multipathway_fusion
+        fusion = fusion_of(fusion)
     return MultiPathWayWithFuse(multipathway_blocks=nn.ModuleList(blocks), multipathway_fusion=fusion)  # type: ignore[arg-type]
 
 
-def _two_pathways(module: nn.Module, unit: TwoPathways) -> Network | None:
-    stems = [_stem([step for named in stem for step in steps_of(module, named)]) for stem in unit.stems]
-    pathways: list[Any] = [stems]
-    laterals: list[nn.Module | None] = []
-    for lateral, slow, fast in unit.stages(module):
-        laterals.append(None if lateral is None else part(module, lateral))
-        pathways.append([read(part(module, name)) or part(module, name) for name in (slow, fast)])
-    fusions = [_fusion(lateral) for lateral in laterals]
-    if None in stems or any(fusion is None for fusion, held in zip(fusions, laterals, strict=True) if held is not None):
+def stem(steps: Sequence[Step]) -> nn.Module | None:
+    """Of a layer and perhaps a pool."""
+    first, pool = (*steps, None)[:2] if len(steps) in (1, 2) else (None, None)
+    if not isinstance(first, tuple) or isinstance(pool, tuple):
         return None
-    rows: list[nn.Module] = [
-        MultiPathWayWithFuse(multipathway_blocks=nn.ModuleList(both), multipathway_fusion=fusion)
-        for both, fusion in zip(pathways, [*fusions, None], strict=True)
-    ]
-    return Network([*rows, *unit.head_blocks(module)], unit.sampling(module))
-
-
-def _stem(steps: list[Step]) -> nn.Module | None:
-    if (
-        not steps
-        or not isinstance(steps[0], tuple)
-        or len(steps) > 2
-        or isinstance(steps[-1], tuple) != (len(steps) == 1)
-    ):
-        return None
-    conv, norm, act = steps[0]
-    pool = cast(nn.Module, steps[1]) if len(steps) == 2 else None
+    conv, norm, act = first
     return ResNetBasicStem(conv=conv, norm=norm, activation=act, pool=pool)
 
 
-def _fusion(lateral: nn.Module | None) -> nn.Module | None:
+def fusion_of(lateral: nn.Module) -> nn.Module | None:
+    """Of a module that is a lateral connection as a whole, or only its convolution with what follows."""
+    unit = getattr(type(lateral), UNIT, None)
+    if isinstance(unit, Lateral):
+        return FuseFastToSlow(*unit.layer.parts(lateral))
     steps = open_steps(lateral)
     return FuseFastToSlow(*steps[0]) if len(steps) == 1 and isinstance(steps[0], tuple) else None
 
 
-class _Seen(nn.Module):
+class Seen(nn.Module):
     """Stands in for a module, and keeps what it was called with."""
 
     def __init__(self, gives: Any, calls: list[Any]) -> None:
@@ -200,7 +146,7 @@ class _Seen(nn.Module):
         return self.gives
 
 
-def _run_with(module: nn.Module, stand_ins: Mapping[str, nn.Module], *inputs: Any) -> Any:
+def run_with(module: nn.Module, stand_ins: Mapping[str, nn.Module], *inputs: Any) -> Any:
     """``module`` called with stand-ins for its children; None where that does not work."""
     stub = copy.copy(module)
     stub._modules = {**module._modules, **stand_ins}
@@ -210,26 +156,13 @@ def _run_with(module: nn.Module, stand_ins: Mapping[str, nn.Module], *inputs: An
         return None
 
 
-def _in_a_row(module: nn.Module, name: str) -> bool:
+def in_a_row(module: nn.Module, name: str) -> bool:
     """Whether all that ``module`` does is to call the modules of its only child, a list, one after the other."""
     if list(module._modules) != [name] or not isinstance(module._modules[name], nn.ModuleList):
         return False
     calls: list[Any] = []
     count = len(cast(nn.ModuleList, module._modules[name]))
     tokens = [object() for _ in range(count + 1)]
-    rows = nn.ModuleList(_Seen(token, calls) for token in tokens[1:])
-    given = _run_with(module, {name: rows}, tokens[0])
+    rows = nn.ModuleList(Seen(token, calls) for token in tokens[1:])
+    given = run_with(module, {name: rows}, tokens[0])
     return given is tokens[-1] and [list(call) for call in calls] == [[token] for token in tokens[:-1]]
-
-
-def _detects(module: nn.Module) -> bool:
-    """Whether all that ``module`` does is to call ``detection_head`` with what ``model`` gives, and with boxes."""
-    if sorted(module._modules) != ["detection_head", "model"]:
-        return False
-    calls: list[Any] = []
-    x, features, bboxes = object(), object(), object()
-    scores = torch.rand(1, 2, 1, 1, 1)
-    stand_ins = {"model": _Seen(features, calls), "detection_head": _Seen(scores, calls)}
-    given = _run_with(module, stand_ins, x, bboxes)
-    asked = [list(call) for call in calls] == [[x], [features, bboxes]]
-    return asked and isinstance(given, Tensor) and given.shape == (1, 2) and bool((given == scores.flatten(1)).all())

@@ -1,9 +1,27 @@
 """gluoncv's torch models: ``SlowFast``, and the single-pathway ``ResNet_SlowFast`` (Slow-only) and ``I3D_ResNetV1``."""
 
+from typing import Any
+
+from torch import nn
+
+from ..nn.head import ResNetBasicHead
 from ..nn.network_units import Contiguous, Every
-from ._library import Library
+from ._library import Library, Row, Whole
 from ._sequential_names import BOTTLENECK, LAYERS, network
 from ._spelling import Spelling
+
+
+def _slow_only(network: Any) -> list[Row]:
+    stem = [(network.conv1, network.bn1, network.relu), network.maxpool]
+    return [([stem], None), *(([list(getattr(network, f"layer{stage}"))], None) for stage in range(1, 5))]
+
+
+def _slow_only_head(network: Any) -> list[nn.Module]:
+    if getattr(network, "feat_ext", False):
+        return [network.avg_pool, nn.Flatten()]
+    dropout = getattr(network, "dropout", None)
+    return [ResNetBasicHead(network.avg_pool, dropout, network.fc, None, nn.AdaptiveAvgPool3d(1))]
+
 
 LIBRARY = Library(
     name="gluoncv",
@@ -12,6 +30,7 @@ LIBRARY = Library(
         "SlowFast": network(lambda net: Every(net.slow_temporal_stride // 2, 1)),
         "NonLocal": Contiguous(marks=("g", "theta", "phi")),
     },
+    networks={"ResNet_SlowFast": Whole(rows=_slow_only, head=_slow_only_head, alone=True)},
     spelling=Spelling(
         name="gluoncv",
         pathways=("slow", "fast"),

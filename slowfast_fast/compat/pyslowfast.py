@@ -6,10 +6,11 @@ import importlib
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.utils import _triple
 
 from ..nn.network_units import Contiguous
 from ..nn.units import Chain, Lateral, Layer, Residual
-from ._library import Library
+from ._library import Library, Row, Whole
 from ._spelling import Spelling
 
 
@@ -17,6 +18,22 @@ def _drops_branches(block: nn.Module) -> str | None:
     rate = getattr(block, "_drop_connect_rate", 0.0)
     return f"drop_connect_rate is {rate}" if rate else None
 
+
+def _rows(network: Any) -> list[Row]:
+    prefixes = [f"pathway{pathway}_" for pathway in range(2) if hasattr(network.s1, f"pathway{pathway}_stem")]
+    rows: list[Row] = []
+    for number in range(1, 6):
+        stage = network.get_submodule(f"s{number}")
+        blocks = [[block for name, block in stage.named_children() if name.startswith(p)] for p in prefixes]
+        rows.append((blocks, getattr(network, f"s{number}_fuse", None)))
+        if number == 2:
+            pools = [getattr(network, f"{prefix}pool") for prefix in prefixes]
+            if any(_triple(size) != (1, 1, 1) for pool in pools for size in (pool.kernel_size, pool.stride)):
+                rows.append(([[pool] for pool in pools], None))
+    return rows
+
+
+NETWORK = Whole(rows=_rows, head=lambda network: [network.head], held="head")
 
 LIBRARY = Library(
     name="PySlowFast",
@@ -33,6 +50,7 @@ LIBRARY = Library(
         "Nonlocal": Contiguous(marks=("conv_theta", "conv_phi", "conv_g", "conv_out")),
         "SubBatchNorm3d": Contiguous(marks=("bn", "split_bn")),
     },
+    networks={"SlowFast": NETWORK, "ResNet": NETWORK},
     spelling=Spelling(
         name="pyslowfast",
         pathways=("0", "1"),

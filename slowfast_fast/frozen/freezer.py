@@ -121,6 +121,8 @@ class Freezer:
             return FrozenStem(self.conv(block.conv, block.norm, block.activation), pool)
         if type(block) is ResStage:
             return FrozenStage([self.res_block(part) for part in block.blocks()])
+        if type(block) is nn.MaxPool3d:
+            return self.pool(block)
         return self.as_it_is(block, f"{type(block).__name__} is neither a stem nor a stage")
 
     def res_block(self, block: nn.Module) -> nn.Module:

@@ -187,6 +187,11 @@ def stock_class(kind: type) -> Any:
     return next((after for made, after in itertools.pairwise(kinds) if UNIT in made.__dict__), kind)
 
 
+def forward_class(kind: type) -> type:
+    """The class that the ``forward`` of modules of class ``kind``, before they were accelerated, is of."""
+    return next(base for base in stock_class(kind).__mro__ if "forward" in base.__dict__ or base is nn.Module)
+
+
 def part(module: nn.Module, name: str | None) -> Any:
     """What ``module`` holds under a name or dotted path; None where it holds nothing."""
     return None if name is None else reduce(lambda held, n: getattr(held, n, None), name.split("."), cast(Any, module))

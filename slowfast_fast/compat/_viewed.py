@@ -1,4 +1,4 @@
-"""Heads of other libraries as those of nn/, made of the very same layers."""
+"""Heads and non-local blocks of other libraries as those of nn/, made of the very same layers, and tried out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.nn.modules.utils import _triple
 from ..nn.fused import is_observed
 from ..nn.head import ResNetBasicHead, ResNetRoIHead
 from ..nn.net import PoolConcatPathway
-from ..nn.units import Unit, part, randn, stock_class
+from ..nn.non_local import KINDS, NonLocal
+from ..nn.units import Unit, forward_class, part, randn, stock_class
 from ._probe import computes_otherwise
 
 # Activations to which it is the same where the channels are.
@@ -21,45 +22,32 @@ _EVERYWHERE = (nn.Sigmoid, nn.Identity, nn.ReLU)
 
 
 def read(module: nn.Module) -> nn.Module | None:
-    """The block of nn/, or blocks in a Sequential, that compute what a head does; None where there are none."""
-    for head in HEADS:
-        if stock_class(type(module)).__name__ == head.name and part(module, head.linear) is not None:
-            view = head.view(module)
-            if view is not None and computes_otherwise(module, head) is None:
+    """The block of nn/, or blocks in a Sequential, that compute what a module does; None where there are none."""
+    for known in VIEWED:
+        if forward_class(type(module)).__name__ == known.name and part(module, known.mark) is not None:
+            view = known.view(module)
+            if view is not None and computes_otherwise(module, known) is None:
                 return view
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(Unit):
-    """How a library's head is read; tried out as blocks are.
+class Viewed(Unit):
+    """A module that ``accelerate`` leaves as it is.
 
     Attributes:
         name: of its class.
-        linear: the attribute that holds its classifier.
-        view: the same head of nn/; None where that cannot be.
-        pools: those of its pathways.
-        boxes: whether it takes boxes beside features.
+        mark: an attribute that it must have.
+        view: the same of nn/; None where that cannot be.
     """
 
     name: str
-    linear: str
+    mark: str
     view: Callable[[Any], nn.Module | None]
-    pools: Callable[[Any], list[nn.Module | None]]
-    boxes: bool = False
 
     def example(self, module: nn.Module, generator: torch.Generator) -> Any:
-        """A place more than what the pools take, so that their windows slide; of boxes, two."""
-        pools = self.pools(module)
-        linear = next((layer for layer in module.modules() if isinstance(layer, nn.Linear)), None)
-        channels = 8 if linear is None else linear.in_features
-        widths = [channels - (len(pools) - 1), *(1 for _ in pools[1:])]
-        features = [
-            randn((2, width, *_size(pool, self.boxes)), generator) for width, pool in zip(widths, pools, strict=True)
-        ]
-        x = features if len(features) > 1 or self.linear == "projection" else features[0]
-        corners = torch.tensor([[0.0, 3.0, 5.0, 40.0, 61.0], [1.0, 0.0, 20.0, 90.0, 70.0]])
-        return (x, corners) if self.boxes else (x,)
+        """Its arguments."""
+        return (super().example(module, generator),)
 
     def run(self, module: nn.Module, x: Any) -> Any:
         view = self.view(module)
@@ -68,6 +56,33 @@ class Head(Unit):
 
     def run_stock(self, module: nn.Module, x: Any) -> Any:
         return stock_class(type(module)).forward(module, *x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Viewed):
+    """A library's head; ``mark`` is its classifier.
+
+    Attributes:
+        pools: those of its pathways.
+        listed: whether it takes a list of these.
+        boxes: whether it takes boxes beside features.
+    """
+
+    pools: Callable[[Any], list[nn.Module | None]]
+    listed: bool = False
+    boxes: bool = False
+
+    def example(self, module: nn.Module, generator: torch.Generator) -> Any:
+        """A place more than what the pools take, so that their windows slide; of boxes, two."""
+        pools = self.pools(module)
+        linear = next((layer for layer in module.modules() if isinstance(layer, nn.Linear)), None)
+        channels = 8 if linear is None else linear.in_features
+        widths = [channels - (len(pools) - 1), *(1 for _ in pools[1:])]
+        shapes = [(2, width, *_size(pool, self.boxes)) for width, pool in zip(widths, pools, strict=True)]
+        features = [randn(shape, generator) for shape in shapes]
+        x = features if self.listed else features[0]
+        corners = torch.tensor([[0.0, 3.0, 5.0, 40.0, 61.0], [1.0, 0.0, 20.0, 90.0, 70.0]])
+        return (x, corners) if self.boxes else (x,)
 
 
 def _size(pool: nn.Module | None, one_frame: bool) -> tuple[int, ...]:
@@ -101,8 +116,21 @@ def _projection(head: Any) -> nn.Module | None:
     return nn.Sequential(pools, classifier)
 
 
-HEADS = (
-    Head(name="ResNetBasicHead", linear="proj", view=_basic, pools=lambda head: [part(head, "pool")]),
-    Head(name="ResNetRoIHead", linear="proj", view=_of_boxes, pools=lambda head: [part(head, "pool")], boxes=True),
-    Head(name="ResNetBasicHead", linear="projection", view=_projection, pools=_of_pathways),
+def _non_local(block: Any) -> nn.Module | None:
+    """PySlowFast's has the names of ours."""
+    kind = getattr(block, "instantiation", "dot_product")
+    if kind not in KINDS:
+        return None
+    view = NonLocal(block.conv_theta.in_channels, block.conv_theta.out_channels, kind=kind, pool=(1, 1, 1), norm=None)
+    for name in ("conv_theta", "conv_phi", "conv_g", "conv_out", "pool"):
+        setattr(view, name, part(block, name))
+    view.norm = part(block, "bn")
+    return view
+
+
+VIEWED = (
+    Head(name="ResNetBasicHead", mark="proj", view=_basic, pools=lambda head: [part(head, "pool")]),
+    Head(name="ResNetRoIHead", mark="proj", view=_of_boxes, pools=lambda head: [part(head, "pool")], boxes=True),
+    Head(name="ResNetBasicHead", mark="projection", view=_projection, pools=_of_pathways, listed=True),
+    Viewed(name="Nonlocal", mark="conv_theta", view=_non_local),
 )
