@@ -67,6 +67,8 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
   m.def(
       "pack_pathways(Tensor frames, int[] slow_frames, float[] scale, float[] shift, ScalarType dtype) "
       "-> (Tensor slow, Tensor fast)");
+  m.def("stem_conv(Tensor x, Tensor weight, Tensor? shift, int[] stride, int[] padding, bool relu) -> Tensor");
+  m.def("stem_conv_wgrad(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding) -> Tensor");
   m.def("max_pool(Tensor x, int kernel, int stride, int padding) -> Tensor");
   m.def(
       "batch_norm_max_pool(Tensor x, Tensor? gamma, Tensor? beta, int kernel, int stride, int padding, float eps, "

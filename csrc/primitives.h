@@ -46,6 +46,41 @@ struct ConvForward {
       nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
 };
 
+// y[n, k, t, h, w] = sum over c and (i, j, l) of weight[k, c, i, j, l] * x[n, c, t * stride[0] + i - padding[0],
+// h * stride[1] + j - padding[1], w * stride[2] + l - padding[2]], positions outside the clip being 0. Sizes are (T, H,
+// W).
+struct StemShape {
+  int64_t n, c, k;
+  int64_t in[3], out[3], kernel[3], stride[3], padding[3];
+};
+
+// A (N, C, T, H, W) tensor in any layout: strides in elements.
+struct StridedClips {
+  const void* data;
+  int64_t n, c, t, h, w;
+};
+
+// y = act(conv(x) + shift): the first convolution of a pathway, from the few channels of a clip; shift may be absent.
+struct StemForward {
+  StemShape shape;
+  Dtype dtype;
+  StridedClips x;
+  StridedClips weight;  // (K, C, kt, kh, kw)
+  const void* shift;    // (K)
+  bool relu;
+  OutRows y;
+};
+
+// Its weight's gradient, which lies in memory as `weight`, whose values are not read.
+struct StemWgrad {
+  StemShape shape;
+  Dtype dtype;
+  StridedClips x;
+  Rows grad;
+  StridedClips weight;
+  void* dweight;
+};
+
 // y[n, c, t, h, w] = max over the kernel x kernel window of x[n, c, t] at (h, w) * stride - padding, positions outside
 // the image left out; NaN wins, as in torch. No window lies outside altogether.
 struct MaxPool {

@@ -67,6 +67,7 @@ KERNELS = {
     "bottleneck": ("bottleneck", "bottleneck_out"),
     "bottleneck_bn": ("bottleneck_bn", "bottleneck_bn_backward", "update_running_stats"),
     "batch_norm_max_pool": ("batch_norm_max_pool", "batch_norm_max_pool_backward", "update_running_stats"),
+    "stem_conv": ("stem_conv", "stem_conv_wgrad"),
     "max_pool": ("max_pool",),
     "pack_pathways": ("pack_pathways",),
     "frames_concat": ("frames_concat", "frames_concat_backward"),

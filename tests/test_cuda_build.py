@@ -189,7 +189,7 @@ __global__ void kernel() { slowfast_fast::cuda::shared_memory<Layout>().bytes[0]
 
 @pytest.mark.skipif(build_info()["cuda"] is None, reason="this installation was built without CUDA kernels")
 def test_library_with_cuda_kernels_loads_under_any_torch() -> None:
-    """It is loaded: also where torch has no CUDA. Every op is registered for both devices."""
-    both = {kernel for kernels in KERNELS.values() for kernel in kernels}
+    """It is loaded: also where torch has no CUDA. Every op but the one for stems is registered for both devices."""
+    both = {kernel for op, kernels in KERNELS.items() if op != "stem_conv" for kernel in kernels}
     for kernel, device in itertools.product(both, ("CPU", "CUDA")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"slowfast_fast::{kernel}", device), kernel

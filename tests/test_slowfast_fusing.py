@@ -38,8 +38,11 @@ def test_explain_names_every_fused_site(monkeypatch: pytest.MonkeyPatch) -> None
     rows = [row for row in explanation.rows if row.backend != "torch"]
     assert {row.backend for row in rows} == {"cpu"}
     assert [row.modules for row in rows if row.what == "batch_norm_max_pool"] == [
-        tuple(f"blocks.0.multipathway_blocks.{pathway}.{m}" for m in ("conv", "norm", "activation", "pool"))
+        tuple(f"blocks.0.multipathway_blocks.{pathway}.{m}" for m in ("norm", "activation", "pool"))
         for pathway in (0, 1)
+    ]
+    assert [row.modules for row in rows if row.what == "stem_conv"] == [
+        (f"blocks.0.multipathway_blocks.{pathway}.conv",) for pathway in (0, 1)
     ]
     laterals = [row for row in rows if row.what == "lateral_concat_bn"]
     assert [row.modules for row in laterals] == [

@@ -12,6 +12,8 @@ class Cpu {
   void forward(const ConvForward& args);
   static int64_t packed_bytes(const ConvForward& args);
   void pack(const ConvForward& args, void* to);
+  void stem_forward(const StemForward& args);
+  void stem_wgrad(const StemWgrad& args);
   void max_pool(const MaxPool& args);
   void pack_pathways(const PackPathways& args);
   void normalise_pool(const NormalisePool& args);

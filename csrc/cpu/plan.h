@@ -169,6 +169,22 @@ struct PoolGradientPlan {
   OutRows dx;
 };
 
+// A stem's convolution in bands of output rows. Forward tasks: bands x clips. wgrad tasks: chunks of them.
+struct StemPlan {
+  Dtype dtype;
+  int64_t k;  // of the shape
+  StemShape shape;
+  StridedClips x;
+  int64_t band;        // output rows
+  const void* weight;  // packed: [panel][tap in T][tap in H][tap in W][c][channel of the panel], zero-padded
+  const void* shift;   // padded, or nullptr
+  bool relu;
+  OutRows y;
+  Source gradient;
+  int64_t chunk;    // bands
+  double* partial;  // per chunk a sum laid out as the packed weight
+};
+
 struct TileShape {
   int64_t rows, panel;
 };
@@ -186,6 +202,10 @@ struct Kernels {
   void (*wgrad_result)(const WgradResult&, int64_t, int64_t);
   int64_t (*bottleneck_scratch)(const BottleneckPlan&);
   void (*bottleneck)(const BottleneckPlan&, int64_t, int64_t, void* scratch);
+  int64_t (*stem_scratch)(const StemPlan&);
+  void (*stem)(const StemPlan&, int64_t, int64_t, void* scratch);
+  int64_t (*stem_wgrad_scratch)(const StemPlan&);
+  void (*stem_wgrad)(const StemPlan&, int64_t, int64_t, void* scratch);
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
   void (*moments)(const MomentsPlan&, int64_t, int64_t);

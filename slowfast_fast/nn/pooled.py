@@ -1,9 +1,9 @@
-"""A stem in training: its convolution by PyTorch, and all that follows as one op, which keeps only its output."""
+"""A stem in training: its convolution, and all that follows as one op, which keeps only the convolution's output."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,22 @@ from torch.nn.modules.utils import _triple
 
 from .. import ops
 from ..backend import can_run, forced
+from ..choosing import decide
 from ..explanation import note, recording
 from ..ops._layout import as_rows
 from ..ops.batch_norm_max_pool import MOST_PLACES
 from .fused import Step, _absent, _batch_norm, conv_norm_act, not_plain, of_batch, run_step
 
+# As many as a video has, and one more. Of more channels oneDNN makes as good a use as ops.stem_conv.
+FEW_CHANNELS = 4
+
 
 def conv_norm_act_pool(
     x: Tensor, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None, pool: nn.Module
 ) -> Tensor:
-    """``pool(act(norm(conv(x))))``, on ``ops.batch_norm_max_pool`` where that gives the same: then x is not copied
-    even where it is not rows, as it would be kept for the backward beside the one that was given.
+    """``pool(act(norm(conv(x))))``, on ``ops.batch_norm_max_pool`` where that gives the same, and ``ops.stem_conv`` or
+    PyTorch's convolution: then x is not copied even where it is not rows, as it would be kept for the backward beside
+    the one that was given.
 
     Args:
         x: (N, C, T, H, W).
@@ -33,16 +38,23 @@ def conv_norm_act_pool(
     reason = not_plain(conv, norm, act, pool) or _not_of_batch(norm) or _not_square(pool) or _not_by_backend(x)
     if reason is not None:
         return cast(Tensor, pool(conv_norm_act(as_rows(x, "x"), conv, norm, act)))
-    if recording():
-        note((conv, norm, act, pool), "batch_norm_max_pool", "convolution by PyTorch")
     plain, statistics = cast(nn.Conv3d, conv), _batch_norm(cast(nn.BatchNorm3d, norm), None)
     del statistics["training"]
     _, kernel, _ = _triple(pool.kernel_size)
     _, stride, _ = _triple(pool.stride)
     _, padding, _ = _triple(pool.padding)
-    # A weight in channels_last_3d makes PyTorch write rows, whatever the layout of x, which it keeps as it is.
-    weight = plain.weight.contiguous(memory_format=torch.channels_last_3d)
-    raw = plain._conv_forward(x, weight, plain.bias)
+    if _by_stem_conv(x, plain):
+        if recording():
+            note((conv,), "stem_conv")
+        raw = ops.stem_conv(x, plain.weight, plain.bias, stride=_ints(plain.stride), padding=_ints(plain.padding))
+        if recording():
+            note((norm, act, pool), "batch_norm_max_pool")
+    else:
+        if recording():
+            note((conv, norm, act, pool), "batch_norm_max_pool", "convolution by PyTorch")
+        # A weight in channels_last_3d makes PyTorch write rows, whatever the layout of x, which it keeps as it is.
+        weight = plain.weight.contiguous(memory_format=torch.channels_last_3d)
+        raw = plain._conv_forward(x, weight, plain.bias)
     return ops.batch_norm_max_pool(
         raw, **statistics, relu=not _absent(act), kernel=int(kernel), stride=int(stride), padding=int(padding)
     )
@@ -59,6 +71,18 @@ def run_steps(x: Tensor, steps: Iterable[Step]) -> Tensor:
         else:
             x = run_step(step, x)
     return x
+
+
+def _by_stem_conv(x: Tensor, conv: nn.Conv3d) -> bool:
+    """Whether a backend has kernels for this convolution, and they are made for its channels."""
+    plain = conv.groups == 1 and _ints(conv.dilation) == (1, 1, 1) and conv.padding_mode == "zeros"
+    if not plain or isinstance(conv.padding, str) or conv.in_channels > FEW_CHANNELS:
+        return False
+    return decide("stem_conv", x)[0] not in (None, "reference")
+
+
+def _ints(sizes: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in sizes)  # pytorchvideo's convolutions hold numpy's integers
 
 
 def _not_by_backend(x: Tensor) -> str | None:

@@ -7,6 +7,7 @@ from .frames_concat import frames_concat, max_pool_frames_concat, temporal_conv_
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
 from .pack_pathways import pack_pathways
+from .stem_conv import stem_conv
 from .temporal_conv import temporal_conv, temporal_conv_bn
 from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
 
@@ -21,6 +22,7 @@ __all__ = [
     "max_pool_frames_concat",
     "max_pool_lateral_concat",
     "pack_pathways",
+    "stem_conv",
     "temporal_conv",
     "temporal_conv_bn",
     "temporal_conv_frames_concat",

@@ -7,6 +7,7 @@
 #include "pool.h"
 #include "rowwise.h"
 #include "slide.h"
+#include "stem.h"
 #include "wgrad.h"
 #include "winograd.h"
 
@@ -101,6 +102,14 @@ void bottleneck(const BottleneckPlan& plan, int64_t begin, int64_t end, void* sc
   with_dtype(plan.block.dtype,
              [&](auto t) { run_tasks<BottleneckTask<typename decltype(t)::type>>(plan, begin, end, scratch); });
 }
+int64_t stem_scratch(const StemPlan& plan) { return scratch_of<StemTask>(plan); }
+void stem(const StemPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  run_tasks<StemTask>(plan, begin, end, scratch);
+}
+int64_t stem_wgrad_scratch(const StemPlan& plan) { return scratch_of<StemWgradTask>(plan); }
+void stem_wgrad(const StemPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  run_tasks<StemWgradTask>(plan, begin, end, scratch);
+}
 void normalise(const NormalisePlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -159,10 +168,11 @@ void pack_pathways(const PackPathways& args, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch,  pack,
-                                 conv_scratch,       conv,       wgrad_scratch, wgrad,         wgrad_result,
-                                 bottleneck_scratch, bottleneck, normalise,     sums,          moments,
-                                 gradient,           max_pool,   pool_sums,     pool_gradient, pack_pathways};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
+                                 conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
+                                 bottleneck_scratch, bottleneck, stem_scratch,  stem,         stem_wgrad_scratch,
+                                 stem_wgrad,         normalise,  sums,          moments,      gradient,
+                                 max_pool,           pool_sums,  pool_gradient, pack_pathways};
   return table;
 }
 
