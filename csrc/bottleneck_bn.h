@@ -30,18 +30,18 @@ BlockOutputs bottleneck_bn(const Tensor& x, const Tensor& weight_a, const Option
       c(s.c, x, weight_c, gamma_c, beta_c, stats_c);
 
   const Tensor raw_a = empty_channels_last(x, s.sizes_a());
-  block.convolve(a, x, raw_a, eps_a);
+  block.convolve(a, x, weight_a, raw_a, eps_a);
   const Tensor raw_b = convolve_images(block.activated(a, raw_a), weight_b, s.geometry.b);
   block.statistics(b, raw_b, eps_b);
   // The result's memory holds c's raw output until that is normalised.
   const Tensor out = empty_channels_last(x, s.sizes_out(s.c.k));
-  block.convolve(c, block.activated(b, raw_b), out, eps_c);
+  block.convolve(c, block.activated(b, raw_b), weight_c, out, eps_c);
   Tensor residual = x, shortcut_stats = nothing(x);
   if (shortcut_weight) {
     shortcut_stats = empty_statistics(x, s.c.k);
     const NormedLayer shortcut(s.shortcut, x, *shortcut_weight, shortcut_gamma, shortcut_beta, shortcut_stats);
     residual = empty_channels_last(x, s.sizes_out(s.c.k));
-    block.convolve(shortcut, block.seen_by_shortcut(), residual, shortcut_eps);
+    block.convolve(shortcut, block.seen_by_shortcut(), *shortcut_weight, residual, shortcut_eps);
     block.normalise(shortcut, residual, {}, false, residual);
   }
   block.normalise(c, out, rows(residual, "residual"), true, out);

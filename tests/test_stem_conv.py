@@ -142,6 +142,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.slowfast_fast.stem_conv_wgrad.default, arguments)
 
 
+@pytest.mark.no_sanitizer
 def test_a_stem_in_a_graph() -> None:
     """The layer that stems call: one graph, the module's gradients."""
     stem = (nn.Conv3d(3, 8, (5, 7, 7), (1, 2, 2), (2, 3, 3)), nn.BatchNorm3d(8), nn.ReLU())
