@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import slowfast_fast
 from slowfast_fast import explain, freeze
+from slowfast_fast.frozen.blocks import FrozenBlock
 from slowfast_fast.frozen.network import FrozenNetwork
 
 RECORDED = ("pyslowfast_r50_nln_8x8", "mmaction2_r50_4x16", "gluoncv_r50_4x16", "r1c7_resnet50")
@@ -197,15 +198,29 @@ def test_pytorchvideo_s_own_detector() -> None:
 # What is watched, replaced or not known
 
 
-@pytest.mark.parametrize(("library", "watched"), [("pyslowfast", "s3.pathway0_res1"), ("gluoncv", "slow_res3.1")])
+@pytest.mark.parametrize(
+    ("library", "watched"),
+    [
+        ("pyslowfast", "s3.pathway0_res1"),
+        ("gluoncv", "slow_res3.1"),
+        ("pytorchvideo", "blocks.2.multipathway_blocks.0.res_blocks.1"),
+        ("mmaction2", "backbone.fast_path"),
+        ("r1c7", ""),
+    ],
+)
 def test_hooks_are_called(library: str, watched: str) -> None:
+    """Of a block, a pathway that is never called, the model: every block but that one is frozen."""
     model, x = lively(library)
     expected = evaluated(model, x)
     seen: list[int] = []
     model.get_submodule(watched).register_forward_hook(lambda *_: seen.append(1))
     slowfast_fast.accelerate(model)
-    assert distance(freeze(model)(x), expected) < EXACT
-    assert seen == [1]
+    frozen = freeze(model)
+    assert distance(frozen(x), expected) < EXACT
+    called = watched != "backbone.fast_path"
+    assert len(seen) == called
+    blocks = [module for module in frozen.modules() if isinstance(module, FrozenBlock)]
+    assert len(blocks) == 2 * sum(SMALL.depths) - bool(called and watched)
 
 
 def test_what_an_option_changes_runs_as_it_is() -> None:

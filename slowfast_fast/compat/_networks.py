@@ -20,7 +20,7 @@ from ..nn.stem import ResNetBasicStem
 from ..nn.units import UNIT, Residual, forward_class, part, steps_of, stock_class
 from ._accelerate import LIBRARIES
 from ._library import Whole
-from ._reading import Seen, fusion_of, in_a_row, is_open, read, residual_blocks, run_with, stem
+from ._reading import Seen, fusion_of, in_a_row, is_open, read, read_or_keep, residual_blocks, run_with, stem
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ def read_network(module: nn.Module) -> Network | None:
     if isinstance(unit, TwoPathways):
         return _two_pathways(module, unit) if is_open(module) else None
     if name == "Net" and in_a_row(module, "blocks"):
-        blocks = [read(block) or block for block in cast("nn.ModuleList", module.blocks)]
-        return Network(blocks) if blocks and _is_stem(blocks[0]) else None
+        blocks = [read_or_keep(block) for block in cast("nn.ModuleList", module.blocks)]
+        if not blocks or any(block is None for block in blocks) or not _is_stem(cast(nn.Module, blocks[0])):
+            return None
+        return Network(cast("list[nn.Module]", blocks))
     for whole in (library.networks[name] for library in LIBRARIES if name in library.networks):
         network = _network(module, whole) if is_open(module) else None
         if network is not None and _flows_so(module, whole):
@@ -74,7 +76,7 @@ def _two_pathways(module: nn.Module, unit: TwoPathways) -> Network | None:
     stages = list(unit.stages(module))
     laterals = [part(module, lateral) for lateral, _, _ in stages]
     pathways: list[Any] = [[stem([step for named in both for step in steps_of(module, named)]) for both in unit.stems]]
-    pathways += [[read(part(module, name)) or part(module, name) for name in names] for _, *names in stages]
+    pathways += [[read_or_keep(part(module, name)) for name in names] for _, *names in stages]
     rows = [_joined(both, lateral) for both, lateral in zip(pathways, [*laterals, None], strict=True)]
     if any(row is None for row in rows):
         return None

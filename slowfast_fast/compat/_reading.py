@@ -50,6 +50,12 @@ def read(module: nn.Module) -> nn.Module | None:
     return _viewed.read(module)
 
 
+def read_or_keep(module: nn.Module) -> nn.Module | None:
+    """``read``, or the module itself where it holds nothing that could be read by itself."""
+    known = any(hasattr(type(inner), UNIT) for inner in module.modules())
+    return read(module) or (None if known else module)
+
+
 def is_open(module: nn.Module) -> bool:
     """Whether nobody watches what would not be called any more: all modules but layers, and those that may stand in
     for themselves."""
@@ -109,7 +115,10 @@ def _stage(blocks: nn.Sequential | nn.ModuleList) -> ResStage | None:
 def _counterpart(module: Any, unit: Counterpart) -> nn.Module | None:
     if unit.ours is PoolConcatPathway:
         return PoolConcatPathway(module.retain_list, module.pool)
-    blocks = [None if block is None else read(block) or block for block in module.multipathway_blocks]
+    held = list(module.multipathway_blocks)
+    blocks = [None if block is None else read_or_keep(block) for block in held]
+    if blocks.count(None) != held.count(None):
+        return None
     fusion = module.multipathway_fusion
     if isinstance(getattr(type(fusion), UNIT, None), Lateral):
         fusion = fusion_of(fusion)
