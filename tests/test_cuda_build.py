@@ -39,7 +39,8 @@ FAMILIES = {
     r"::bottleneck_kernel<": (LOADS, STORES, PRODUCTS),
     r"::pack_weights<": (STORES,),
     r"::narrow_kernel<": (LOADS, PRODUCTS),
-    r"::narrow_wgrad_kernel<": (COPIES, STORES, PRODUCTS),
+    r"::narrow_wgrad_kernel<.*::TensorOctets<": (COPIES, STORES, PRODUCTS),
+    r"::narrow_wgrad_kernel<.*::FmaOctets": (COPIES, STORES, r"LDS\.64", r"FFMA"),
 }
 
 # A line of machine code; a predicate may stand before the opcode.
@@ -170,6 +171,13 @@ def test_instructions(kernels: list[Kernel], family: str, architecture: str) -> 
     assert found, f"no kernel is named {family}"
     for kernel, opcode in itertools.product(found, FAMILIES[family]):
         assert kernel.has(opcode), f"{kernel.name}: no {opcode} among {sorted(kernel.opcodes)}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_operands_are_not_read_byte_by_byte(kernels: list[Kernel], architecture: str) -> None:
+    """As a copy from memory of unknown alignment would be."""
+    products = [k for k in kernels if re.search(r"::(narrow|tile)_\w+<", k.name) and k.architecture == architecture]
+    assert [kernel.name for kernel in products if kernel.has(r"LDS\.[US]8")] == []
 
 
 def test_shared_memory_is_limited(tmp_path: Path) -> None:

@@ -178,8 +178,8 @@ def test_no_pass_but_one_forms_the_gradient(host: Harness) -> None:
             inputs = replace(random_inputs(case, dtype, True, seed=1), residual=None)
             kernels = host.kernels(lambda i=inputs, c=case: layer_backward(host, i, c, "raw"))
             forming = kernels & {"narrow_wgrad_kernel", "output_gradient", "output_gradient_kernel"}
-            narrow = dtype == torch.bfloat16 and "narrow_wgrad_kernel" in kernels
             row_wise = "output_gradient_kernel" if case.k % 8 else "output_gradient"
+            narrow = "narrow_wgrad_kernel" in kernels
             assert forming == {"narrow_wgrad_kernel" if narrow else row_wise}, (case, dtype)
 
 

@@ -90,17 +90,24 @@ inline Conv dgrad_conv(const ConvBackward& args, int residue) {
   return conv;
 }
 
-// What forward and dgrad ask of shapes and types alike.
+// What all three products ask of types and shapes.
 template <class T>
-const char* why_not(const ConvShape& s, bool tf32, const void* weight) {
+const char* why_not_size(const ConvShape& s) {
   constexpr int64_t kMost = int64_t(1) << 30;  // leaves room for sums of two in 32 bits
-  if (std::is_same_v<T, double> || (std::is_same_v<T, float> && !tf32))
-    return "tensor cores are not as exact as this dtype";
+  if (std::is_same_v<T, double>) return "float64 has no narrow kernels";
   if (s.dilation != 1) return "the kernel is dilated";
   if (s.c > kMostChannels || s.k > kMostChannels) return "there are more than 128 channels";
   if (s.n * s.p > kMost || s.t_in > kMost || s.kt > kMost / (s.c * s.k) || s.stride > kMost || s.padding > kMost ||
       s.t_out > kMost / s.stride)
     return "the sizes exceed 32 bits";
+  return nullptr;
+}
+
+// What forward and dgrad ask.
+template <class T>
+const char* why_not(const ConvShape& s, bool tf32, const void* weight) {
+  if (std::is_same_v<T, float> && !tf32) return "tensor cores are not as exact as this dtype";
+  if (const char* reason = why_not_size<T>(s)) return reason;
   if (reinterpret_cast<uintptr_t>(weight) % sizeof(Words)) return "the weight does not start at a multiple of 16 bytes";
   return nullptr;
 }

@@ -1,5 +1,5 @@
 // wgrad between 8 to 128 channels: dW[k][tap][c] = sum over rows of gradient[row][k] * x[row under tap][c], on tensor
-// cores, with both operands read about once.
+// cores or, for exact float32, on FMA, with both operands read about once.
 //
 // A step is one frame of the gradient, at some positions of it, with the frames of x that its windows hold. A block
 // takes steps that follow each other in time, so that most of a window is that of the step before: frames of x wait in
@@ -21,14 +21,21 @@ constexpr int kWgradThreads = 128, kWgradWarps = kWgradThreads / int(kWarp);
 constexpr int kOctet = 8;
 constexpr int kAheadSteps = 2;
 
-// What a warp holds: `pairs` of octets of x times `octets` of the gradient.
-template <class T_, int pairs, int octets>
+template <class T>
+constexpr int kPositionsAtOnce = 32 / int(sizeof(T));  // of a product
+
+// What a lane holds of a product of pairs of octets of x with octets of the gradient: see WgradWarp::each.
+template <int pairs, int octets>
+using WgradSums = float[pairs][octets][4];
+
+// What a warp holds: `pairs` of octets of x times `octets` of the gradient. Math: TensorOctets or FmaOctets.
+template <class Math_, int pairs, int octets>
 struct WgradShape {
-  using T = T_;
+  using Math = Math_;
+  using T = typename Math::T;
   static constexpr int kPairs = pairs, kOctets = octets;
-  static constexpr int kDepth = 32 / int(sizeof(T));  // positions of a product
   static constexpr int kValues = pairs * octets * 4;  // sums of a lane
-  static constexpr int kBlocksPerSM = kValues < 96 ? 3 : 2;
+  static constexpr int kBlocksPerSM = kValues * (1 + Math::kSumsSteps) < 96 ? 3 : 2;
   static_assert(octets % 2 == 0);
 };
 
@@ -191,27 +198,90 @@ class WgradLoader {
   int channel_;  // of the tensor
 };
 
-// Where a lane finds its share of two octets at kDepth positions, as fragments whose rows are channels: r[0] and r[1]
-// are the first half of the positions of octets 0 and 1, r[2] and r[3] the second. ldmatrix wants an address in one of
-// them, 4-byte elements are read from both.
-template <class T>
-struct OctetPair {
+// How a warp's products are made: on tensor cores. Where a lane finds its share of two octets at kPositionsAtOnce
+// positions, as fragments whose rows are channels: r[0] and r[1] are the first half of the positions of octets 0 and 1,
+// r[2] and r[3] the second. ldmatrix wants an address in one of them, 4-byte elements are read from both.
+// kSumsSteps: each step has sums of its own, which bounds the rounding error of long ones.
+template <class T_>
+struct TensorOctets {
+  using T = T_;
+  static constexpr bool kSumsSteps = false;
   static constexpr int kOwn = sizeof(T) == 2 ? 1 : 2;
 
   // Which of the two the lane's i-th address lies in, and how far from the octet's begin.
   __device__ static int octet(int i) { return kOwn == 2 ? i : int(threadIdx.x) / 8 % 2; }
-  __device__ static int offset(int pitch) {
+  __device__ static int offset_in(int pitch) {
     const int lane = int(threadIdx.x) % int(kWarp);
     return kOwn == 2 ? lane % 4 * pitch + lane / 4 * 4 : (lane % 8 + lane / 16 * 8) * pitch;
   }
+  __device__ static int offset_out(int pitch) { return offset_in(pitch); }
 
-  __device__ static void fragment(uint32_t (&r)[4], const unsigned char* const (&from)[kOwn], int pitch) {
+  // Adds the products of rows from x and gradient on, which are a pitch apart; in and out: the lane's addresses there.
+  template <int pairs, int octets>
+  __device__ static void multiply(WgradSums<pairs, octets>& sums, const unsigned char* x, const int (&in)[pairs][kOwn],
+                                  int pitch_in, const unsigned char* gradient, const int (&out)[octets / 2][kOwn],
+                                  int pitch) {
+    uint32_t right[octets / 2][4];
+#pragma unroll
+    for (int pair = 0; pair < octets / 2; ++pair) read(right[pair], gradient, out[pair], pitch);
+#pragma unroll
+    for (int pair = 0; pair < pairs; ++pair) {
+      uint32_t left[4];
+      read(left, x, in[pair], pitch_in);
+#pragma unroll
+      for (int octet = 0; octet < octets; ++octet) {
+        const uint32_t column[2] = {right[octet / 2][octet % 2], right[octet / 2][octet % 2 + 2]};
+        if constexpr (sizeof(T) == 4) mma_tf32(sums[pair][octet], left, column);
+        else mma<T>(sums[pair][octet], left, column);
+      }
+    }
+  }
+
+ private:
+  __device__ static void read(uint32_t (&r)[4], const unsigned char* base, const int (&offset)[kOwn], int pitch) {
     if constexpr (kOwn == 1) {
-      ldmatrix_x4_trans(r, from[0]);
+      ldmatrix_x4_trans(r, base + offset[0]);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) memcpy(&r[i], from[i % 2] + i / 2 * 4 * pitch, sizeof r[i]);
+      for (int i = 0; i < 4; ++i) r[i] = *reinterpret_cast<const uint32_t*>(base + offset[i % 2] + i / 2 * 4 * pitch);
       round_to_tf32(r);
+    }
+  }
+};
+
+// ... or by FMA, with the sums in the same places: a lane has one channel of each octet of x, two of the gradient's.
+struct FmaOctets {
+  using T = float;
+  static constexpr bool kSumsSteps = true;
+  static constexpr int kOwn = 2;
+  struct alignas(8) Two {
+    float of[2];
+  };
+
+  __device__ static int octet(int i) { return i; }
+  __device__ static int offset_in(int) { return int(threadIdx.x) % int(kWarp) / 4 * int(sizeof(float)); }
+  __device__ static int offset_out(int) { return int(threadIdx.x) % 4 * int(sizeof(Two)); }
+
+  template <int pairs, int octets>
+  __device__ static void multiply(WgradSums<pairs, octets>& sums, const unsigned char* x, const int (&in)[pairs][kOwn],
+                                  int pitch_in, const unsigned char* gradient, const int (&out)[octets / 2][kOwn],
+                                  int pitch) {
+#pragma unroll 2
+    for (int position = 0; position < kPositionsAtOnce<T>; ++position, x += pitch_in, gradient += pitch) {
+      Two right[octets];
+#pragma unroll
+      for (int octet = 0; octet < octets; ++octet)
+        right[octet] = *reinterpret_cast<const Two*>(gradient + out[octet / 2][octet % 2]);
+#pragma unroll
+      for (int i = 0; i < 2 * pairs; ++i) {
+        const float left = *reinterpret_cast<const float*>(x + in[i / 2][i % 2]);
+#pragma unroll
+        for (int octet = 0; octet < octets; ++octet) {
+          float* sum = &sums[i / 2][octet][i % 2 * 2];
+          sum[0] = fmaf(left, right[octet].of[0], sum[0]);
+          sum[1] = fmaf(left, right[octet].of[1], sum[1]);
+        }
+      }
     }
   }
 };
@@ -220,7 +290,8 @@ struct OctetPair {
 template <class Shape>
 class WgradWarp {
   using T = typename Shape::T;
-  using Pair = OctetPair<T>;
+  using Math = typename Shape::Math;
+  using Sums = WgradSums<Shape::kPairs, Shape::kOctets>;
 
  public:
   __device__ WgradWarp(const ConvShape& s, const WgradPlan& plan, const WgradMemory<T>& memory)
@@ -239,52 +310,43 @@ class WgradWarp {
 #pragma unroll
     for (int pair = 0; pair < Shape::kPairs; ++pair)
 #pragma unroll
-      for (int i = 0; i < Pair::kOwn; ++i) {
+      for (int i = 0; i < Math::kOwn; ++i) {
         // Past the last octet the last one again, for results that nobody asks for.
-        const int own = first_in_ + 2 * pair + Pair::octet(i), octet = own < last_in_ ? own : last_in_;
-        in_[pair][i] = (octet / octets_in_ << kTapBit) + octet % octets_in_ * kOctetBytes + Pair::offset(pitch_in_);
+        const int own = first_in_ + 2 * pair + Math::octet(i), octet = own < last_in_ ? own : last_in_;
+        in_[pair][i] = (octet / octets_in_ << kTapBit) + octet % octets_in_ * kOctetBytes + Math::offset_in(pitch_in_);
       }
 #pragma unroll
     for (int pair = 0; pair < Shape::kOctets / 2; ++pair)
 #pragma unroll
-      for (int i = 0; i < Pair::kOwn; ++i) {
-        const int own = first_ + 2 * pair + Pair::octet(i), last = plan.slice_octets - 1;
-        out_[pair][i] = (own < last ? own : last) * kOctetBytes + Pair::offset(pitch_);
+      for (int i = 0; i < Math::kOwn; ++i) {
+        const int own = first_ + 2 * pair + Math::octet(i), last = plan.slice_octets - 1;
+        out_[pair][i] = (own < last ? own : last) * kOctetBytes + Math::offset_out(pitch_);
       }
-    for (auto& of_pair : sums_)
-      for (auto& product : of_pair)
-        for (float& sum : product) sum = 0;
+    clear(sums_);
   }
 
   __device__ void multiply(const StepCursor& step) {
-    int in[Shape::kPairs][Pair::kOwn];
+    int in[Shape::kPairs][Math::kOwn];
 #pragma unroll
     for (int pair = 0; pair < Shape::kPairs; ++pair)
 #pragma unroll
-      for (int i = 0; i < Pair::kOwn; ++i) {
+      for (int i = 0; i < Math::kOwn; ++i) {
         int slot = step.slot + (in_[pair][i] >> kTapBit);
         if (slot >= plan_.ring) slot -= plan_.ring;
         in[pair][i] = slot * memory_.x_bytes + (in_[pair][i] & kOffsetMask);
       }
-    const unsigned char* gradient = memory_.gradient(plan_, step.buffer, false);
-#pragma unroll 1
-    for (int position = depth_warp_ * Shape::kDepth; position < plan_.positions;
-         position += depth_warps_ * Shape::kDepth) {
-      uint32_t right[Shape::kOctets / 2][4];
+    if constexpr (Math::kSumsSteps) {
+      Sums sums;
+      clear(sums);
+      multiply(sums, step, in);
 #pragma unroll
-      for (int pair = 0; pair < Shape::kOctets / 2; ++pair)
-        read(right[pair], gradient + position * pitch_, out_[pair], pitch_);
+      for (int pair = 0; pair < Shape::kPairs; ++pair)
 #pragma unroll
-      for (int pair = 0; pair < Shape::kPairs; ++pair) {
-        uint32_t left[4];
-        read(left, memory_.ring + position * pitch_in_, in[pair], pitch_in_);
+        for (int octet = 0; octet < Shape::kOctets; ++octet)
 #pragma unroll
-        for (int octet = 0; octet < Shape::kOctets; ++octet) {
-          const uint32_t column[2] = {right[octet / 2][octet % 2], right[octet / 2][octet % 2 + 2]};
-          if constexpr (sizeof(T) == 4) mma_tf32(sums_[pair][octet], left, column);
-          else mma<T>(sums_[pair][octet], left, column);
-        }
-      }
+          for (int i = 0; i < 4; ++i) sums_[pair][octet][i] += sums[pair][octet][i];
+    } else {
+      multiply(sums_, step, in);
     }
   }
 
@@ -312,11 +374,22 @@ class WgradWarp {
  private:
   static constexpr int kTapBit = 16, kOffsetMask = (1 << kTapBit) - 1;
 
-  __device__ static void read(uint32_t (&r)[4], const unsigned char* base, const int (&offset)[Pair::kOwn], int pitch) {
-    const unsigned char* from[Pair::kOwn];
+  __device__ static void clear(Sums& sums) {
 #pragma unroll
-    for (int i = 0; i < Pair::kOwn; ++i) from[i] = base + offset[i];
-    Pair::fragment(r, from, pitch);
+    for (auto& of_pair : sums)
+#pragma unroll
+      for (auto& product : of_pair)
+#pragma unroll
+        for (float& sum : product) sum = 0;
+  }
+
+  __device__ void multiply(Sums& sums, const StepCursor& step, const int (&in)[Shape::kPairs][Math::kOwn]) const {
+    constexpr int kAtOnce = kPositionsAtOnce<T>;
+    const unsigned char* gradient = memory_.gradient(plan_, step.buffer, false);
+#pragma unroll 1
+    for (int position = depth_warp_ * kAtOnce; position < plan_.positions; position += depth_warps_ * kAtOnce)
+      Math::template multiply<Shape::kPairs, Shape::kOctets>(sums, memory_.ring + position * pitch_in_, in, pitch_in_,
+                                                             gradient + position * pitch_, out_, pitch_);
   }
 
   // Calls f(number, sum, octet of x under a tap, channel of the slice) for the lane's sums.
@@ -337,8 +410,8 @@ class WgradWarp {
   int octets_in_, last_in_, pitch_in_, pitch_;
   int depth_warp_, depth_warps_;
   int first_in_, first_;  // octets of this warp
-  int in_[Shape::kPairs][Pair::kOwn], out_[Shape::kOctets / 2][Pair::kOwn];
-  float sums_[Shape::kPairs][Shape::kOctets][4];
+  int in_[Shape::kPairs][Math::kOwn], out_[Shape::kOctets / 2][Math::kOwn];
+  Sums sums_;
 };
 
 // partial[chunk][k][tap * C + c], as launch_merge_wgrad takes it. Block x: a chunk of steps and a slice of the

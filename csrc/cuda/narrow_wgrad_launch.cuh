@@ -21,14 +21,19 @@ inline int power_of_two_from(int64_t n) {
   return power;
 }
 
-// Calls f(WgradShape): few sums for each warp where they suffice, else as many as registers hold.
+// Calls f(WgradShape): few sums for each warp where they suffice, else as many as registers hold; FmaOctets holds two
+// of each.
 template <class T, class F>
-void with_wgrad_shape(const ConvShape& s, const F& f) {
+void with_wgrad_shape(const ConvShape& s, bool tf32, const F& f) {
   const bool few_in = s.kt * s.c <= 8 * kOctet, few_out = s.k <= 2 * kOctet;
-  if (few_in && few_out) return f(WgradShape<T, 2, 2>{});
-  if (few_in) return f(WgradShape<T, 2, 4>{});
-  if (few_out) return f(WgradShape<T, 6, 2>{});
-  f(WgradShape<T, 6, 4>{});
+  if constexpr (std::is_same_v<T, float>) {
+    if (!tf32) return few_in ? f(WgradShape<FmaOctets, 2, 2>{}) : f(WgradShape<FmaOctets, 6, 2>{});
+  }
+  using Math = TensorOctets<T>;
+  if (few_in && few_out) return f(WgradShape<Math, 2, 2>{});
+  if (few_in) return f(WgradShape<Math, 2, 4>{});
+  if (few_out) return f(WgradShape<Math, 6, 2>{});
+  f(WgradShape<Math, 6, 4>{});
 }
 
 // forms: whether the gradient is formed of two tensors. Without slices where the shape does not suit.
@@ -50,7 +55,7 @@ WgradPlan wgrad_plan(const ConvShape& s, bool forms) {
   // The window of a step and what the steps ahead of it add, one of which may begin with a window of its own; or all of
   // them, in the shortest clips.
   plan.ring = int(s.kt + kAheadSteps * plan.span + (s.kt - plan.span) * (s.t_out < kAheadSteps ? kAheadSteps : 1));
-  const int unit = Shape::kDepth * kWgradWarps / (plan.pair_warps * plan.octet_warps);
+  const int unit = kPositionsAtOnce<T> * kWgradWarps / (plan.pair_warps * plan.octet_warps);
   const int64_t bytes = (plan.span * s.c + (1 + forms) * plan.slice_octets * kOctet) * int64_t(sizeof(T));
   const int64_t most = std::min(kMostPositions / unit, ceil_div(s.n * s.p, unit));
   plan.positions = int(std::clamp<int64_t>(kStepBytes / bytes / unit, 1, most)) * unit;
@@ -78,12 +83,12 @@ inline bool forms_gradient(const ConvBackward& args) { return gradient_changes(a
 template <class T>
 const char* why_not_wgrad(const ConvBackward& args) {
   const ConvShape& s = args.shape;
-  if (const char* reason = why_not<T>(s, args.tf32, nullptr)) return reason;
+  if (const char* reason = why_not_size<T>(s)) return reason;
   if (s.c % kOctet || s.k % kOctet) return "C or K is no multiple of 8";
   if (const char* reason = why_not_packs<T>(s.k, args.grad, args.y, args.bn.raw, args.dconv)) return reason;
   if (const char* reason = why_not_packs<T>(s.c, args.x)) return reason;
   const char* reason = nullptr;
-  with_wgrad_shape<T>(s, [&](auto shape) {
+  with_wgrad_shape<T>(s, args.tf32, [&](auto shape) {
     using Shape = decltype(shape);
     const WgradPlan plan = wgrad_plan<Shape>(s, true);
     if (!plan.slices) reason = "a block's registers do not hold the weight's gradient";
@@ -105,7 +110,7 @@ PartialWgrad launch_wgrad(Queue& queue, const ConvBackward& args, const float* s
                           const OutRows& gradient) {
   const ConvShape& s = args.shape;
   PartialWgrad partial{};
-  with_wgrad_shape<T>(s, [&](auto shape) {
+  with_wgrad_shape<T>(s, args.tf32, [&](auto shape) {
     using Shape = decltype(shape);
     const WgradPlan plan = wgrad_plan<Shape>(s, forms_gradient(args));
     partial = {queue.template workspace<float>(plan.steps.count * s.k * s.kt * s.c), plan.steps.count};
