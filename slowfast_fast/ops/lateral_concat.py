@@ -112,17 +112,22 @@ def lateral_concat_bn(
         As :func:`lateral_concat`, and ValueError when batch statistics are asked of a single value per channel.
     """
     slow, fast, weight = autocast(slow, fast, weight)
-    bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    statistics = (gamma, beta, running_mean, running_var)
     options = (alpha, padding, relu, momentum, eps, training)
-    key, plan = look_up("lateral_concat_bn", options, bn[:5], fast, weight, slow)
-    if plan is not None and (bn.of_batch() or not wants_gradient(slow, fast, weight, gamma, beta)):
+    key, plan = look_up("lateral_concat_bn", options, (*statistics, num_batches_tracked), fast, weight, slow)
+    of_batch = training or running_mean is None
+    if plan is not None and not of_batch and not wants_gradient(slow, fast, weight, gamma, beta):
         try:
-            if not bn.of_batch():
-                return run(plan, slow, fast, weight, *bn[:4], alpha, plan.padding, eps, relu)
+            return run(plan, slow, fast, weight, *statistics, alpha, plan.padding, eps, relu)
+        except RuntimeError:
+            pass  # the long way says what is wrong
+    bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+    if plan is not None and of_batch:
+        try:
             results = run(plan, slow, fast, weight, gamma, beta, alpha, plan.padding, eps, relu)
             return bn.update_running_stats(plan.backend, results)
         except RuntimeError:
-            pass  # the long way says what is wrong
+            pass
     padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
     bn.check(weight, lateral_shape)
     if bn.of_batch():

@@ -119,17 +119,22 @@ def temporal_conv_bn(
         As :func:`temporal_conv`, and ValueError when batch statistics are asked of a single value per channel.
     """
     x, weight, residual = autocast(x, weight, residual)
-    bn = BatchNorm(gamma, beta, running_mean, running_var, num_batches_tracked, momentum, eps, training)
+    statistics = (gamma, beta, running_mean, running_var)
     options = (stride, padding, dilation, relu, momentum, eps, training)
-    key, plan = look_up("temporal_conv_bn", options, bn[:5], x, weight, residual)
-    if plan is not None and (bn.of_batch() or not wants_gradient(x, weight, gamma, beta, residual)):
+    key, plan = look_up("temporal_conv_bn", options, (*statistics, num_batches_tracked), x, weight, residual)
+    of_batch = training or running_mean is None
+    if plan is not None and not of_batch and not wants_gradient(x, weight, gamma, beta, residual):
         try:
-            if not bn.of_batch():
-                return run(plan, x, weight, *bn[:4], residual, stride, plan.padding, dilation, eps, relu)
+            return run(plan, x, weight, *statistics, residual, stride, plan.padding, dilation, eps, relu)
+        except RuntimeError:
+            pass  # the long way says what is wrong
+    bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+    if plan is not None and of_batch:
+        try:
             results = run(plan, x, weight, gamma, beta, residual, stride, plan.padding, dilation, eps, relu)
             return bn.update_running_stats(plan.backend, results)
         except RuntimeError:
-            pass  # the long way says what is wrong
+            pass
     padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     bn.check(weight, shape)
     geometry = (stride, padding, dilation)
