@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "block.h"
+#include "spatial_conv.h"
 #include "unfolded.h"
 
 namespace slowfast_fast {
@@ -31,7 +32,7 @@ BlockOutputs bottleneck_bn(const Tensor& x, const Tensor& weight_a, const Option
 
   const Tensor raw_a = empty_channels_last(x, s.sizes_a());
   block.convolve(a, x, weight_a, raw_a, eps_a);
-  const Tensor raw_b = convolve_images(block.activated(a, raw_a), weight_b, s.geometry.b);
+  const Tensor raw_b = convolve_spatial<Device>(block.activated(a, raw_a), weight_b, s.geometry.b);
   block.statistics(b, raw_b, eps_b);
   // The result's memory holds c's raw output until that is normalised.
   const Tensor out = empty_channels_last(x, s.sizes_out(s.c.k));
@@ -138,7 +139,7 @@ BlockGradients bottleneck_bn_backward(
     if (unfolded) d[kWeightB] = unfolded_wgrad(block.device(), g_b, y, weight_b, s.geometry.b);
     if (into_a || !unfolded) {
       const ImageGradients gradients =
-          convolve_images_backward(g_b, y, weight_b, s.geometry.b, into_a, need[kWeightB] && !unfolded);
+          convolve_spatial_backward<Device>(g_b, y, weight_b, s.geometry.b, into_a, need[kWeightB] && !unfolded);
       if (gradients.weight) d[kWeightB] = *gradients.weight;
       if (into_a) g_a = *gradients.x;
     }

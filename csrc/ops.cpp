@@ -35,6 +35,11 @@ STABLE_TORCH_LIBRARY(slowfast_fast, m) {
   m.def(
       "lateral_concat_bn_frozen(Tensor slow, Tensor fast, Tensor weight, Tensor? gamma, Tensor? beta, "
       "Tensor running_mean, Tensor running_var, int alpha, int padding, float eps, bool relu, bool tf32) -> Tensor");
+  m.def("spatial_conv(Tensor x, Tensor weight, Tensor? shift, Tensor? residual, bool relu) -> Tensor");
+  m.def("spatial_conv_pack(Tensor x, Tensor weight) -> Tensor");
+  m.def(
+      "spatial_conv_packed(Tensor x, Tensor weight, Tensor packed, Tensor? shift, Tensor? residual, bool relu) "
+      "-> Tensor");
   m.def(
       "bottleneck(Tensor x, Tensor weight_a, Tensor shift_a, Tensor weight_b, Tensor shift_b, "
       "Tensor weight_c, Tensor shift_c, Tensor? shortcut_weight, Tensor? shortcut_shift, "

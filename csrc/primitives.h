@@ -81,6 +81,32 @@ struct StemWgrad {
   void* dweight;
 };
 
+// y[n, k, t, h, w] = act(sum over c, i, j of weight[k, c, i, j] * x[n, c, t, h + i - 1, w + j - 1] + shift[k] +
+// residual), positions outside the image being 0; shift and residual may be absent.
+struct SpatialForward {
+  int64_t n, c, k;
+  int64_t t, h, w;
+  Dtype dtype;
+  Rows x;
+  const void* weight;                              // (K, C, 3, 3)
+  int64_t stride_k, stride_c, stride_h, stride_w;  // its strides in elements, of either sign
+  const void* shift;                               // (K)
+  Rows residual;
+  bool relu;
+  OutRows y;
+  const void* packed;  // as in ConvForward
+};
+
+// dweight[k, c, i, j] = sum over n, t, h, w of grad[n, k, t, h, w] * x[n, c, t, h + i - 1, w + j - 1].
+struct SpatialWgrad {
+  int64_t n, c, k;
+  int64_t t, h, w;
+  Dtype dtype;
+  Rows x, grad;
+  void* dweight;                                   // (K, C, 3, 3)
+  int64_t stride_k, stride_c, stride_h, stride_w;  // its strides in elements
+};
+
 // y[n, c, t, h, w] = max over the kernel x kernel window of x[n, c, t] at (h, w) * stride - padding, positions outside
 // the image left out; NaN wins, as in torch. No window lies outside altogether.
 struct MaxPool {

@@ -70,6 +70,7 @@ KERNELS = {
     "stem_conv": ("stem_conv", "stem_conv_wgrad"),
     "max_pool": ("max_pool",),
     "pack_pathways": ("pack_pathways",),
+    "spatial_conv": ("spatial_conv",),
     "frames_concat": ("frames_concat", "frames_concat_backward"),
     "max_pool_frames_concat": ("max_pool_frames_concat",),
     "temporal_conv_frames_concat": ("temporal_conv_frames_concat",),

@@ -51,7 +51,7 @@ def test_a_table_decides() -> None:
     for module in network.modules():
         if isinstance(module, tune_frozen.FrozenConv):
             key = choices.layer_key(module.weight.shape, module.stride, torch.float32, False)
-            entries[key] = "temporal_conv"  # where it can
+            entries[key] = "spatial_conv" if module.is_spatial() else "temporal_conv"  # where it can
         if isinstance(module, tune_frozen.FrozenBlock) and module.geometry is not None:
             channels = (module.conv_a.weight.shape[1], *module.channels())
             projects = module.projection is not None
@@ -95,7 +95,8 @@ def test_the_command_makes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert table["fastest"].keys() == table["microseconds"].keys()
     assert {key.split()[0] for key in table["fastest"]} == {"layer", "block"}
     for key, times in table["microseconds"].items():
-        assert set(times) == ({"bottleneck", "layers"} if key.startswith("block") else {"onednn", "temporal_conv"})
+        own = "spatial_conv" if "1x3x3" in key else "temporal_conv"
+        assert set(times) == ({"bottleneck", "layers"} if key.startswith("block") else {"onednn", own})
         assert table["fastest"][key] == min(times, key=times.__getitem__)
     assert choosing._tables == {}, "the table in the making is not left in use"
     told = [reason for _, reason in ran(small_network()).values()]

@@ -14,6 +14,17 @@ class Cpu {
   void pack(const ConvForward& args, void* to);
   void stem_forward(const StemForward& args);
   void stem_wgrad(const StemWgrad& args);
+  static constexpr bool has_spatial = true;
+  void spatial(const SpatialForward& args);
+  // Whether spatial() is faster than oneDNN although it transforms the weight in each call: enough channels for its
+  // transforms of images to weigh little, and as many tiles of 2 x 2 outputs as channels for that of the weight.
+  static bool multiplies_less(const SpatialForward& s) {
+    const int64_t tiles = s.n * s.t * ((s.h + 1) / 2) * ((s.w + 1) / 2);
+    return s.c >= 32 && s.k >= 32 && tiles >= s.c && (s.dtype == Dtype::Float32 || s.dtype == Dtype::Float64);
+  }
+  void spatial_wgrad(const SpatialWgrad& args);
+  static int64_t packed_bytes(const SpatialForward& args);
+  void pack(const SpatialForward& args, void* to);
   void max_pool(const MaxPool& args);
   void pack_pathways(const PackPathways& args);
   void normalise_pool(const NormalisePool& args);

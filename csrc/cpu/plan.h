@@ -104,6 +104,46 @@ struct BottleneckPlan {
   const void *shift_a, *shift_b, *shift_c;  // padded; shift_c includes the shortcut's
 };
 
+// primitives.h's SpatialForward, kernels/spatial.h. Tasks: blocks of `tiles` tiles of 2 x 2 outputs, the tiles of all
+// images being one sequence, the panel groups fastest.
+struct SpatialPlan {
+  Dtype dtype;
+  int64_t n, t, h, w, c, k;
+  Rows x;
+  const void* weight;  // packed: [panel][c block][U0 ... U15][c][channel of the panel], zero-padded
+  int64_t panel, k_group, c_block, tiles;
+  const void* shift;  // padded, or nullptr
+  Rows residual;
+  bool relu;
+  OutRows y;
+};
+
+// Its weight from (K, C, 3, 3) of any strides. Tasks: panels.
+struct SpatialPackPlan {
+  Dtype dtype;
+  int64_t k, c, panel, c_block, stride_k, stride_c, stride_h, stride_w;
+  const void* from;
+  void* to;
+};
+
+// The gradient of such a weight, kernels/spatial_wgrad.h: partial[chunk][panel][U0 ... U15][c][channel of the panel].
+// Tasks: blocks of C, fastest, and of K, and chunks of `blocks_of_a_chunk` blocks of `tiles` tiles.
+struct SpatialWgradPlan {
+  Dtype dtype;
+  int64_t n, t, h, w, c, k;
+  Rows x, grad;
+  int64_t c_block, k_block, tiles, blocks_of_a_chunk;
+  void* partial;
+};
+
+// Adds the chunks up in double. Tasks: panels.
+struct SpatialWeightGradientPlan {
+  Dtype dtype;
+  int64_t k, c, panel, chunks, stride_k, stride_c, stride_h, stride_w;
+  const void* partial;
+  void* to;
+};
+
 // Passes over rows; tasks are blocks of `row_block` rows of one frame.
 constexpr int64_t row_block = 256;
 
@@ -206,6 +246,12 @@ struct Kernels {
   void (*stem)(const StemPlan&, int64_t, int64_t, void* scratch);
   int64_t (*stem_wgrad_scratch)(const StemPlan&);
   void (*stem_wgrad)(const StemPlan&, int64_t, int64_t, void* scratch);
+  void (*pack_spatial)(const SpatialPackPlan&, int64_t, int64_t);
+  int64_t (*spatial_scratch)(const SpatialPlan&);
+  void (*spatial)(const SpatialPlan&, int64_t, int64_t, void* scratch);
+  int64_t (*spatial_wgrad_scratch)(const SpatialWgradPlan&);
+  void (*spatial_wgrad)(const SpatialWgradPlan&, int64_t, int64_t, void* scratch);
+  void (*spatial_weight_gradient)(const SpatialWeightGradientPlan&, int64_t, int64_t);
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
   void (*moments)(const MomentsPlan&, int64_t, int64_t);

@@ -15,6 +15,7 @@ from ..choosing import choose
 from ..explanation import note, note_call, note_copy, recording
 from ..ops._common import allows_tf32, call, kernel
 from ..ops._layout import as_rows, places
+from ..ops.spatial_conv import sums_few
 from .choices import choose as choose_kernel
 from .choices import layer_key
 from .libraries import ATen, CuDnn2d, OneDnn, has_onednn
@@ -24,6 +25,8 @@ MOST_PLANS = 4
 # On the CPU ops.temporal_conv takes three taps by Winograd, in two thirds of the multiplications that the limit counts;
 # from this many products a row on it is faster than oneDNN (docs/performance.md, "Frozen layers").
 WINOGRAD_FROM = 64 * 32
+# ops.spatial_conv does with less than half of them; from this many channels on both sides it is faster.
+SPATIAL_WINOGRAD_FROM = 32
 
 
 class Kernel(Protocol):
@@ -107,6 +110,11 @@ class FrozenConv(nn.Module):
             and self.padding[1:] == [0, 0]
         )
 
+    def is_spatial(self) -> bool:
+        """Whether ops.spatial_conv can run this layer: (1, 3, 3) at stride 1."""
+        form = (self.weight.shape[2:], self.stride, self.padding, self.dilation, self.groups)
+        return form == ((1, 3, 3), [1, 1, 1], [0, 1, 1], [1, 1, 1], 1)
+
     def temporal_geometry(self) -> dict[str, Any]:
         """stride, padding and dilation in T, by name."""
         return {"stride": self.stride[0], "padding": self.padding[0], "dilation": self.dilation[0]}
@@ -144,9 +152,11 @@ class FrozenConv(nn.Module):
     def candidates(self, x: Tensor) -> dict[str, Callable[[], Kernel]]:
         """The kernels that can run this layer on ``x``, by the names of a table; the first is the one to take where
         nothing was measured."""
-        op: dict[str, Callable[[], Kernel]] = (
-            {"temporal_conv": lambda: TemporalConv(self, x)} if self.is_temporal() else {}
-        )
+        op: dict[str, Callable[[], Kernel]] = {}
+        if self.is_temporal():
+            op = {"temporal_conv": lambda: TemporalConv(self, x)}
+        elif self.is_spatial() and x.device.type == "cpu":
+            op = {"spatial_conv": lambda: SpatialConv(self, x)}
         if op and (forced() != "auto" or not x.is_contiguous(memory_format=torch.channels_last_3d)):
             return op  # which reads slices in place
         if x.is_cuda:
@@ -162,6 +172,8 @@ class FrozenConv(nn.Module):
 
     def _by_winograd(self) -> bool:
         k, c, taps = self.weight.shape[:3]
+        if self.is_spatial():
+            return min(k, c) >= SPATIAL_WINOGRAD_FROM
         return taps == 3 and self.stride[0] == 1 and self.dilation[0] == 1 and k * c >= WINOGRAD_FROM
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenConv:
@@ -206,3 +218,23 @@ class TemporalConv:
             return ops.temporal_conv(x, conv.weight, None, conv.shift, residual, relu=conv.relu, **geometry)
         arguments = (x, self.weight, self.packed, None, conv.shift, residual, *self.geometry, conv.relu, self.tf32)
         return call(self.op, *arguments)
+
+
+class SpatialConv:
+    """ops.spatial_conv on the backend that it would choose, with a weight that was packed once."""
+
+    def __init__(self, conv: FrozenConv, x: Tensor) -> None:
+        self.conv = conv
+        choice = choose("spatial_conv", x)
+        self.name = choice.backend
+        self.packed: Tensor | None = None
+        if choice.backend == "cpu" and not sums_few(x):
+            self.op = kernel(choice.backend, "spatial_conv_packed")
+            self.packed = kernel(choice.backend, "spatial_conv_pack")(x, conv.weight)
+        self.reason = f"spatial_conv: {choice.reason}"
+
+    def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
+        conv = self.conv
+        if self.packed is None:
+            return ops.spatial_conv(x, conv.weight, conv.shift, residual, relu=conv.relu)
+        return call(self.op, x, conv.weight, self.packed, conv.shift, residual, conv.relu)

@@ -7,6 +7,7 @@ from .frames_concat import frames_concat, max_pool_frames_concat, temporal_conv_
 from .lateral_concat import lateral_concat, lateral_concat_bn
 from .max_pool import max_pool
 from .pack_pathways import pack_pathways
+from .spatial_conv import spatial_conv
 from .stem_conv import stem_conv
 from .temporal_conv import temporal_conv, temporal_conv_bn
 from .wide import max_pool_lateral_concat, temporal_conv_lateral_concat
@@ -23,6 +24,7 @@ __all__ = [
     "max_pool_frames_concat",
     "max_pool_lateral_concat",
     "pack_pathways",
+    "spatial_conv",
     "stem_conv",
     "temporal_conv",
     "temporal_conv_bn",

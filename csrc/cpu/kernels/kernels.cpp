@@ -7,6 +7,7 @@
 #include "pool.h"
 #include "rowwise.h"
 #include "slide.h"
+#include "spatial_wgrad.h"
 #include "stem.h"
 #include "wgrad.h"
 #include "winograd.h"
@@ -110,6 +111,26 @@ int64_t stem_wgrad_scratch(const StemPlan& plan) { return scratch_of<StemWgradTa
 void stem_wgrad(const StemPlan& plan, int64_t begin, int64_t end, void* scratch) {
   run_tasks<StemWgradTask>(plan, begin, end, scratch);
 }
+void pack_spatial(const SpatialPackPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    pack_spatial_weight<T, row_width<T>>(plan, begin, end);
+  });
+}
+int64_t spatial_scratch(const SpatialPlan& plan) { return scratch_of<SpatialTask>(plan); }
+void spatial(const SpatialPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  run_tasks<SpatialTask>(plan, begin, end, scratch);
+}
+int64_t spatial_wgrad_scratch(const SpatialWgradPlan& plan) { return scratch_of<SpatialWgradTask>(plan); }
+void spatial_wgrad(const SpatialWgradPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  run_tasks<SpatialWgradTask>(plan, begin, end, scratch);
+}
+void spatial_weight_gradient(const SpatialWeightGradientPlan& plan, int64_t begin, int64_t end) {
+  with_dtype(plan.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    finish_spatial_wgrad<T>(plan, begin, end);
+  });
+}
 void normalise(const NormalisePlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -168,11 +189,36 @@ void pack_pathways(const PackPathways& args, int64_t begin, int64_t end) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{SFF_NAME(SFF_ISA),  tile,       slide_tile,    pack_scratch, pack,
-                                 conv_scratch,       conv,       wgrad_scratch, wgrad,        wgrad_result,
-                                 bottleneck_scratch, bottleneck, stem_scratch,  stem,         stem_wgrad_scratch,
-                                 stem_wgrad,         normalise,  sums,          moments,      gradient,
-                                 max_pool,           pool_sums,  pool_gradient, pack_pathways};
+  static constexpr Kernels table{SFF_NAME(SFF_ISA),
+                                 tile,
+                                 slide_tile,
+                                 pack_scratch,
+                                 pack,
+                                 conv_scratch,
+                                 conv,
+                                 wgrad_scratch,
+                                 wgrad,
+                                 wgrad_result,
+                                 bottleneck_scratch,
+                                 bottleneck,
+                                 stem_scratch,
+                                 stem,
+                                 stem_wgrad_scratch,
+                                 stem_wgrad,
+                                 pack_spatial,
+                                 spatial_scratch,
+                                 spatial,
+                                 spatial_wgrad_scratch,
+                                 spatial_wgrad,
+                                 spatial_weight_gradient,
+                                 normalise,
+                                 sums,
+                                 moments,
+                                 gradient,
+                                 max_pool,
+                                 pool_sums,
+                                 pool_gradient,
+                                 pack_pathways};
   return table;
 }
 

@@ -55,7 +55,8 @@ SFF_INLINE auto with_tile(int64_t k, Body body) {
 
 constexpr int max_taps = 64;  // taps that one call of `product` sums; longer kernels take several
 
-// out[i][k] (+)= sum over taps j and depth c of a[j][i * lda + c] * b[j][c * panel + k], for M rows and one panel.
+// out[i][k] (+)= sum over taps j and depth c of a[j][i * lda + c] * b[j][c * panel + k], for M rows and one panel. What
+// is there is added last: a sum in parts rounds less than one long chain.
 template <typename T, int M>
 void product(int taps, const typename T::A* const* a, const typename T::A* const* b, int64_t lda, int64_t depth,
              typename T::A* __restrict__ out, bool accumulate) {
@@ -64,7 +65,7 @@ void product(int taps, const typename T::A* const* a, const typename T::A* const
 #pragma GCC unroll 24
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < T::NV; ++v) acc[i][v] = accumulate ? load_raw<V>(out + i * T::panel + v * T::W) : V{};
+    for (int v = 0; v < T::NV; ++v) acc[i][v] = V{};
   for (int j = 0; j < taps; ++j) {
     const typename T::A* pa = a[j];
     const typename T::A* pb = b[j];
@@ -83,7 +84,10 @@ void product(int taps, const typename T::A* const* a, const typename T::A* const
 #pragma GCC unroll 24
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < T::NV; ++v) store_raw(out + i * T::panel + v * T::W, acc[i][v]);
+    for (int v = 0; v < T::NV; ++v) {
+      typename T::A* to = out + i * T::panel + v * T::W;
+      store_raw(to, accumulate ? load_raw<V>(to) + acc[i][v] : acc[i][v]);
+    }
 }
 
 // out[i][k] = sum over segments s and rows r of x[s][r * ldx + i] * g[s][r * ldg + k], for M channels and one panel.
