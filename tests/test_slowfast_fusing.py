@@ -217,3 +217,46 @@ def test_parametrized_and_pruned_convolutions_run_as_modules() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_as_exact_as_stock(training: bool) -> None:
     assert_as_exact_as_stock(lambda: clips(batch=4, dtype=torch.float32), torch.float32, "cpu", training)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+def test_spatial_layers_in_evaluation(bias: bool, adds: bool) -> None:
+    """On spatial_conv in float32 where nobody wants a gradient, on modules everywhere else."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(40, 36, (1, 3, 3), padding=(0, 1, 1), bias=bias)
+            self.norm, self.act = nn.BatchNorm3d(36), nn.ReLU()
+            for tensor in (self.norm.weight, self.norm.running_mean, self.norm.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            nn.init.normal_(self.norm.bias)
+
+        def forward(self, given: list[Tensor]) -> Tensor:
+            return fused_rules.conv_norm_act(given[0], self.conv, self.norm, self.act, *given[1:])
+
+        def stock(self, given: list[Tensor]) -> Tensor:
+            return self.act(sum(given[1:], self.norm(self.conv(given[0]))))
+
+    layer, like = Layer().eval(), {"memory_format": torch.channels_last_3d}
+    given = [torch.randn(2, 40, 3, 7, 6).contiguous(**like)]
+    given += [torch.randn(2, 36, 3, 7, 6).contiguous(**like)] if adds else []
+
+    def ran() -> set[str]:
+        return {row.what for row in slowfast_fast.explain(layer, given, show=False).rows}
+
+    with torch.no_grad():
+        assert ran() == {"spatial_conv"}
+        ours, stock = layer(given), layer.stock(given)
+        exact = layer.double().stock([tensor.double() for tensor in given])
+        assert distance(ours, exact) <= 2 * distance(stock, exact)
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert "spatial_conv" not in ran()
+        with slowfast_fast.backend("reference"):
+            assert "spatial_conv" not in ran()
+    assert layer(given).requires_grad
+    layer.conv.dilation = (1, 2, 2)
+    layer.conv.padding = (0, 2, 2)
+    assert "spatial_conv" not in ran()
