@@ -81,11 +81,18 @@ struct StemWgrad {
   void* dweight;
 };
 
+// A 3 x 3 convolution C -> K of images that keep their size.
+struct SpatialShape {
+  int64_t n, c, k;
+  int64_t t, h, w;
+
+  int64_t tiles() const { return n * t * ((h + 1) / 2) * ((w + 1) / 2); }  // of 2 x 2 results
+};
+
 // y[n, k, t, h, w] = act(sum over c, i, j of weight[k, c, i, j] * x[n, c, t, h + i - 1, w + j - 1] + shift[k] +
 // residual), positions outside the image being 0; shift and residual may be absent.
 struct SpatialForward {
-  int64_t n, c, k;
-  int64_t t, h, w;
+  SpatialShape shape;
   Dtype dtype;
   Rows x;
   const void* weight;                              // (K, C, 3, 3)
@@ -99,8 +106,7 @@ struct SpatialForward {
 
 // dweight[k, c, i, j] = sum over n, t, h, w of grad[n, k, t, h, w] * x[n, c, t, h + i - 1, w + j - 1].
 struct SpatialWgrad {
-  int64_t n, c, k;
-  int64_t t, h, w;
+  SpatialShape shape;
   Dtype dtype;
   Rows x, grad;
   void* dweight;                                   // (K, C, 3, 3)

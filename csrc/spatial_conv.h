@@ -12,14 +12,9 @@ inline SpatialForward spatial_forward(const Tensor& x, const Tensor& weight) {
   args.x = rows(x, "x");
   for (int64_t d = 1; d < 5; ++d) STD_TORCH_CHECK(x.size(d) >= 1, "x may be empty in N only");
   STD_TORCH_CHECK(weight.dim() == 5 && weight.size(0) >= 1, "weight must be (K, C, 1, 3, 3)");
-  args.k = weight.size(0);
-  args.c = x.size(1);
+  args.shape = {x.size(0), x.size(1), weight.size(0), x.size(2), x.size(3), x.size(4)};
   check_like(weight, x, "weight");
-  check_sizes(weight, {args.k, args.c, 1, 3, 3}, "weight");
-  args.n = x.size(0);
-  args.t = x.size(2);
-  args.h = x.size(3);
-  args.w = x.size(4);
+  check_sizes(weight, {args.shape.k, args.shape.c, 1, 3, 3}, "weight");
   args.dtype = dtype_of(x, "x");
   args.weight = weight.data_ptr();
   args.stride_k = weight.stride(0);
@@ -48,9 +43,11 @@ bool has_spatial(const Tensor& x, const Tensor& weight, const SpatialConv& conv)
   else return false;
 }
 
+inline Sizes result_sizes(const SpatialShape& s) { return {s.n, s.k, s.t, s.h, s.w}; }
+
 template <class Device>
 Tensor run_spatial(SpatialForward args, const Tensor& x) {
-  const Tensor y = empty_channels_last(x, {args.n, args.k, args.t, args.h, args.w});
+  const Tensor y = empty_channels_last(x, result_sizes(args.shape));
   args.y = out_rows(y);
   if constexpr (Device::has_spatial) Device(x).spatial(args);
   return y;
@@ -61,20 +58,9 @@ template <class Device>
 Tensor spatial_wgrad(const Tensor& grad, const Tensor& x, const Tensor& weight) {
   const SpatialForward of = spatial_forward(x, weight);
   const Tensor dweight = torch::stable::empty_like(weight);
-  const SpatialWgrad args{of.n,
-                          of.c,
-                          of.k,
-                          of.t,
-                          of.h,
-                          of.w,
-                          of.dtype,
-                          of.x,
-                          rows(grad, "grad"),
-                          dweight.data_ptr(),
-                          dweight.stride(0),
-                          dweight.stride(1),
-                          dweight.stride(3),
-                          dweight.stride(4)};
+  const SpatialWgrad args{of.shape,           of.dtype,           of.x,
+                          rows(grad, "grad"), dweight.data_ptr(), dweight.stride(0),
+                          dweight.stride(1),  dweight.stride(3),  dweight.stride(4)};
   if constexpr (Device::has_spatial) Device(x).spatial_wgrad(args);
   return dweight;
 }
@@ -100,8 +86,8 @@ ImageGradients convolve_spatial_backward(const Tensor& grad, const Tensor& x, co
 template <class Device>
 Tensor spatial_conv_with(SpatialForward args, const Tensor& x, const OptionalTensor& shift,
                          const OptionalTensor& residual, bool relu) {
-  args.shift = vector(shift, x, args.k, "shift");
-  args.residual = optional_rows(residual, x, {args.n, args.k, args.t, args.h, args.w}, "residual");
+  args.shift = vector(shift, x, args.shape.k, "shift");
+  args.residual = optional_rows(residual, x, result_sizes(args.shape), "residual");
   args.relu = relu;
   return run_spatial<Device>(args, x);
 }

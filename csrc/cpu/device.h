@@ -18,9 +18,9 @@ class Cpu {
   void spatial(const SpatialForward& args);
   // Whether spatial() is faster than oneDNN although it transforms the weight in each call: enough channels for its
   // transforms of images to weigh little, and as many tiles of 2 x 2 outputs as channels for that of the weight.
-  static bool multiplies_less(const SpatialForward& s) {
-    const int64_t tiles = s.n * s.t * ((s.h + 1) / 2) * ((s.w + 1) / 2);
-    return s.c >= 32 && s.k >= 32 && tiles >= s.c && (s.dtype == Dtype::Float32 || s.dtype == Dtype::Float64);
+  static bool multiplies_less(const SpatialForward& args) {
+    const SpatialShape& s = args.shape;
+    return s.c >= 32 && s.k >= 32 && s.tiles() >= s.c && (args.dtype == Dtype::Float32 || args.dtype == Dtype::Float64);
   }
   void spatial_wgrad(const SpatialWgrad& args);
   static int64_t packed_bytes(const SpatialForward& args);

@@ -21,7 +21,6 @@ constexpr int64_t most_chunks = 32;
 StemPlan stem_plan(const StemShape& s, Dtype dtype, const StridedClips& x) {
   StemPlan plan{};
   plan.dtype = dtype;
-  plan.k = s.k;
   plan.shape = s;
   plan.x = x;
   return plan;

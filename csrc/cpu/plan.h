@@ -108,7 +108,7 @@ struct BottleneckPlan {
 // images being one sequence, the panel groups fastest.
 struct SpatialPlan {
   Dtype dtype;
-  int64_t n, t, h, w, c, k;
+  SpatialShape shape;
   Rows x;
   const void* weight;  // packed: [panel][c block][U0 ... U15][c][channel of the panel], zero-padded
   int64_t panel, k_group, c_block, tiles;
@@ -130,7 +130,7 @@ struct SpatialPackPlan {
 // Tasks: blocks of C, fastest, and of K, and chunks of `blocks_of_a_chunk` blocks of `tiles` tiles.
 struct SpatialWgradPlan {
   Dtype dtype;
-  int64_t n, t, h, w, c, k;
+  SpatialShape shape;
   Rows x, grad;
   int64_t c_block, k_block, tiles, blocks_of_a_chunk;
   void* partial;
@@ -212,7 +212,6 @@ struct PoolGradientPlan {
 // A stem's convolution in bands of output rows. Forward tasks: bands x clips. wgrad tasks: chunks of them.
 struct StemPlan {
   Dtype dtype;
-  int64_t k;  // of the shape
   StemShape shape;
   StridedClips x;
   int64_t band;        // output rows

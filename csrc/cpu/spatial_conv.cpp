@@ -23,32 +23,29 @@ constexpr int64_t transformed_bytes = 256 << 10, sums_bytes = 512 << 10;
 constexpr int64_t least_tasks = 16;
 constexpr int64_t matrices = 16;
 constexpr int64_t packed_part = 4 << 20;  // bytes, of an L3 that is larger
-
-int64_t tiles_of(const SpatialPlan& plan) { return plan.n * plan.t * ceil_div(plan.h, 2) * ceil_div(plan.w, 2); }
+// wgrad: blocks of channels of either side, whose transforms weigh little next to their products; the tiles of both
+// then take three quarters of L2. 64 blocks of tiles are the most that one chunk adds up in single precision.
+constexpr int64_t wgrad_channels = 64, wgrad_bytes = 384 << 10, longest_chunk = 64;
 
 SpatialPlan spatial_plan(const SpatialForward& args) {
-  const TileShape tile = kernels().tile(args.dtype, args.k);
-  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(args.k, tile.panel);
+  const SpatialShape& s = args.shape;
+  const TileShape tile = kernels().tile(args.dtype, s.k);
+  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
   SpatialPlan plan{};
   plan.dtype = args.dtype;
-  plan.n = args.n;
-  plan.t = args.t;
-  plan.h = args.h;
-  plan.w = args.w;
-  plan.c = args.c;
-  plan.k = args.k;
+  plan.shape = s;
   plan.x = args.x;
   plan.residual = args.residual;
   plan.relu = args.relu;
   plan.y = args.y;
   plan.panel = tile.panel;
-  plan.c_block = std::min(args.c, longest_chain);
-  const int64_t all = tiles_of(plan);
+  plan.c_block = std::min(s.c, longest_chain);
+  const int64_t all = s.tiles();
   const int64_t most = std::max<int64_t>(1, transformed_bytes / (matrices * plan.c_block * size) / tile.rows);
   plan.tiles = std::max<int64_t>(1, std::min(most * tile.rows, all));
   // Groups of panels read and transform the images anew, which costs little next to the products of wide layers.
   int64_t group = panels;
-  if (plan.c > plan.c_block) group = std::max<int64_t>(1, sums_bytes / (matrices * plan.tiles * tile.panel * size));
+  if (s.c > plan.c_block) group = std::max<int64_t>(1, sums_bytes / (matrices * plan.tiles * tile.panel * size));
   const int64_t blocks = std::max<int64_t>(1, ceil_div(all, plan.tiles));
   plan.k_group =
       tile.panel * std::max<int64_t>(1, std::min(group, panels / std::max<int64_t>(1, least_tasks / blocks)));
@@ -56,18 +53,21 @@ SpatialPlan spatial_plan(const SpatialForward& args) {
 }
 
 int64_t packed_size(const SpatialPlan& plan) {
-  return ceil_div(plan.k, plan.panel) * plan.panel * plan.c * matrices * static_cast<int64_t>(acc_size(plan.dtype));
+  return ceil_div(plan.shape.k, plan.panel) * plan.panel * plan.shape.c * matrices *
+         static_cast<int64_t>(acc_size(plan.dtype));
 }
 
 void pack_weight(const SpatialForward& args, const SpatialPlan& plan, void* to) {
   const SpatialPackPlan pack{
-      args.dtype,    args.k,        args.c,      plan.panel, plan.c_block, args.stride_k, args.stride_c,
-      args.stride_h, args.stride_w, args.weight, to};
-  parallel(ceil_div(args.k, plan.panel), [&](int64_t begin, int64_t end) { kernels().pack_spatial(pack, begin, end); });
+      args.dtype,    args.shape.k,  args.shape.c, plan.panel, plan.c_block, args.stride_k, args.stride_c,
+      args.stride_h, args.stride_w, args.weight,  to};
+  parallel(ceil_div(args.shape.k, plan.panel),
+           [&](int64_t begin, int64_t end) { kernels().pack_spatial(pack, begin, end); });
 }
 
 void run(const SpatialPlan& plan) {
-  parallel(ceil_div(tiles_of(plan), plan.tiles) * ceil_div(plan.k, plan.k_group), kernels().spatial_scratch(plan),
+  parallel(ceil_div(plan.shape.tiles(), plan.tiles) * ceil_div(plan.shape.k, plan.k_group),
+           kernels().spatial_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().spatial(plan, begin, end, scratch); });
 }
 
@@ -78,7 +78,7 @@ SpatialForward part_of(SpatialForward args, int64_t first, int64_t count) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(pointer)>>, const char, char>;
     return pointer ? static_cast<Byte*>(pointer) + bytes : nullptr;
   };
-  args.k = count;
+  args.shape.k = count;
   args.weight = on(args.weight, first * args.stride_k * size);
   args.shift = on(args.shift, first * static_cast<int64_t>(acc_size(args.dtype)));
   args.residual.data = on(args.residual.data, first * size);
@@ -90,7 +90,7 @@ SpatialForward part_of(SpatialForward args, int64_t first, int64_t count) {
 
 void Cpu::spatial(const SpatialForward& args) {
   SpatialPlan plan = spatial_plan(args);
-  const PaddedVector shift(args.dtype, args.k, args.shift, 0);
+  const PaddedVector shift(args.dtype, args.shape.k, args.shift, 0);
   if (args.shift) plan.shift = shift.get();
   if (args.packed) {
     plan.weight = args.packed;
@@ -98,11 +98,11 @@ void Cpu::spatial(const SpatialForward& args) {
     return;
   }
   // A weight that is packed for this call alone is so in parts that stay in cache.
-  const int64_t panels = std::max<int64_t>(1, packed_part / (packed_size(plan) / ceil_div(args.k, plan.panel)));
-  const int64_t channels = std::min(panels * plan.panel, args.k);
-  const Buffer packed(static_cast<size_t>(packed_size(plan) / ceil_div(args.k, plan.panel) * panels));
-  for (int64_t first = 0; first < args.k; first += channels) {
-    const SpatialForward part = part_of(args, first, std::min(channels, args.k - first));
+  const int64_t panels = std::max<int64_t>(1, packed_part / (packed_size(plan) / ceil_div(args.shape.k, plan.panel)));
+  const int64_t channels = std::min(panels * plan.panel, args.shape.k);
+  const Buffer packed(static_cast<size_t>(packed_size(plan) / ceil_div(args.shape.k, plan.panel) * panels));
+  for (int64_t first = 0; first < args.shape.k; first += channels) {
+    const SpatialForward part = part_of(args, first, std::min(channels, args.shape.k - first));
     SpatialPlan part_plan = spatial_plan(part);
     part_plan.weight = packed.get();
     if (args.shift)
@@ -112,37 +112,28 @@ void Cpu::spatial(const SpatialForward& args) {
   }
 }
 
-// Blocks of channels of either side, whose transforms weigh little next to their products; the tiles of both then take
-// three quarters of L2. 64 blocks of tiles are the most that one chunk adds up in single precision.
-constexpr int64_t wgrad_channels = 64, wgrad_bytes = 384 << 10, longest_chunk = 64;
-
 void Cpu::spatial_wgrad(const SpatialWgrad& args) {
-  const TileShape tile = kernels().tile(args.dtype, args.k);
-  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(args.k, tile.panel);
+  const SpatialShape& s = args.shape;
+  const TileShape tile = kernels().tile(args.dtype, s.k);
+  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
   SpatialWgradPlan plan{};
   plan.dtype = args.dtype;
-  plan.n = args.n;
-  plan.t = args.t;
-  plan.h = args.h;
-  plan.w = args.w;
-  plan.c = args.c;
-  plan.k = args.k;
+  plan.shape = s;
   plan.x = args.x;
   plan.grad = args.grad;
-  plan.c_block = std::min(args.c, wgrad_channels);
+  plan.c_block = std::min(s.c, wgrad_channels);
   plan.k_block = tile.panel * std::min(panels, ceil_div(wgrad_channels, tile.panel));
-  const int64_t all = args.n * args.t * ceil_div(args.h, 2) * ceil_div(args.w, 2);
+  const int64_t all = s.tiles();
   plan.tiles = std::min(all, wgrad_bytes / (matrices * (plan.c_block + plan.k_block) * size));
-  const int64_t blocks = ceil_div(all, plan.tiles),
-                groups = ceil_div(args.c, plan.c_block) * ceil_div(args.k, plan.k_block);
+  const int64_t blocks = ceil_div(all, plan.tiles), groups = ceil_div(s.c, plan.c_block) * ceil_div(s.k, plan.k_block);
   const int64_t least = std::max(ceil_div(least_tasks, groups), ceil_div(blocks, longest_chunk));
   plan.blocks_of_a_chunk = std::max<int64_t>(1, blocks / least);
   const int64_t chunks = ceil_div(blocks, plan.blocks_of_a_chunk);
-  const Buffer partial(static_cast<size_t>(chunks * panels * tile.panel * matrices * args.c * size));
+  const Buffer partial(static_cast<size_t>(chunks * panels * tile.panel * matrices * s.c * size));
   plan.partial = partial.get();
   parallel(groups * chunks, kernels().spatial_wgrad_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().spatial_wgrad(plan, begin, end, scratch); });
-  const SpatialWeightGradientPlan result{args.dtype,    args.k,        args.c,        tile.panel,
+  const SpatialWeightGradientPlan result{args.dtype,    args.shape.k,  args.shape.c,  tile.panel,
                                          chunks,        args.stride_k, args.stride_c, args.stride_h,
                                          args.stride_w, partial.get(), args.dweight};
   parallel(panels, [&](int64_t begin, int64_t end) { kernels().spatial_weight_gradient(result, begin, end); });

@@ -46,9 +46,19 @@ TileShape tile(Dtype dtype, int64_t k) {
 
 TileShape slide_tile() { return {slide_rows, Slide32::panel}; }
 
+// The output channels of a plan, of itself or of its shape.
+template <typename Plan>
+SFF_INLINE auto channels_of(const Plan& plan) -> decltype(plan.shape.k) {
+  return plan.shape.k;
+}
+template <typename Plan>
+SFF_INLINE auto channels_of(const Plan& plan) -> decltype(plan.k) {
+  return plan.k;
+}
+
 template <template <typename, typename> class Task, typename Plan>
 SFF_INLINE int64_t scratch_of(const Plan& plan) {
-  return with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
+  return with_dtype_and_tile(plan.dtype, channels_of(plan), [&](auto t, auto tile) {
     return Task<typename decltype(t)::type, typename decltype(tile)::type>::scratch(plan);
   });
 }
@@ -61,7 +71,7 @@ SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* sc
 
 template <template <typename, typename> class Task, typename Plan>
 SFF_INLINE void run_tasks(const Plan& plan, int64_t begin, int64_t end, void* scratch) {
-  with_dtype_and_tile(plan.dtype, plan.k, [&](auto t, auto tile) {
+  with_dtype_and_tile(plan.dtype, channels_of(plan), [&](auto t, auto tile) {
     run_tasks<Task<typename decltype(t)::type, typename decltype(tile)::type>>(plan, begin, end, scratch);
   });
 }

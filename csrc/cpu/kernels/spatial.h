@@ -120,7 +120,8 @@ struct SpatialTask {
   int64_t first, tiles, k0, panels;
 
   static int64_t sums_bytes(const SpatialPlan& p) {
-    return align_up((p.c > p.c_block ? p.k_group / panel : 1) * patch * apart<A>(p.tiles * panel) * int64_t(sizeof(A)));
+    return align_up((p.shape.c > p.c_block ? p.k_group / panel : 1) * patch * apart<A>(p.tiles * panel) *
+                    int64_t(sizeof(A)));
   }
   static int64_t transformed_bytes(const SpatialPlan& p) {
     return align_up(patch * apart<A>(p.tiles * p.c_block) * int64_t(sizeof(A)));
@@ -130,7 +131,7 @@ struct SpatialTask {
 
   SpatialTask(const SpatialPlan& p, void* memory)
       : plan(p),
-        image_tiles(p.t, p.h, p.w),
+        image_tiles(p.shape.t, p.shape.h, p.shape.w),
         sums_next(apart<A>(p.tiles * panel)),
         input_next(apart<A>(p.tiles * p.c_block)),
         sums(static_cast<A*>(memory)) {
@@ -141,19 +142,19 @@ struct SpatialTask {
   }
 
   void run(int64_t task) {
-    const int64_t groups = ceil_div(plan.k, plan.k_group);
-    const Parts parts(plan.n * plan.t * image_tiles.per_image, plan.tiles);
+    const int64_t groups = ceil_div(plan.shape.k, plan.k_group);
+    const Parts parts(plan.shape.n * plan.shape.t * image_tiles.per_image, plan.tiles);
     first = parts.begin(task / groups);
     tiles = parts.length(task / groups);
     k0 = task % groups * plan.k_group;
-    const int64_t k1 = k0 + plan.k_group < plan.k ? k0 + plan.k_group : plan.k;
+    const int64_t k1 = k0 + plan.k_group < plan.shape.k ? k0 + plan.k_group : plan.shape.k;
     panels = ceil_div(k1 - k0, panel);
-    for (int64_t c0 = 0; c0 < plan.c; c0 += plan.c_block) {
-      const int64_t depth = plan.c - c0 < plan.c_block ? plan.c - c0 : plan.c_block;
+    for (int64_t c0 = 0; c0 < plan.shape.c; c0 += plan.c_block) {
+      const int64_t depth = plan.shape.c - c0 < plan.c_block ? plan.shape.c - c0 : plan.c_block;
       for (int64_t i = 0; i < tiles; ++i) read(i, c0, depth);
       for (int64_t i = 0; i < panels; ++i) {
         products(i, c0, depth);
-        if (c0 + depth == plan.c)
+        if (c0 + depth == plan.shape.c)
           for (int64_t j = 0; j < tiles; ++j) write(i, j);
       }
     }
@@ -166,12 +167,12 @@ struct SpatialTask {
   }
 
   A* sums_of(int64_t i, int64_t v, int64_t j) const {
-    const int64_t slot = plan.c > plan.c_block ? i : 0;
+    const int64_t slot = plan.shape.c > plan.c_block ? i : 0;
     return sums + (slot * patch + v) * sums_next + j * panel;
   }
 
   const A* weights(int64_t i, int64_t c0) const {
-    return static_cast<const A*>(plan.weight) + ((k0 / panel + i) * plan.c + c0) * patch * panel;
+    return static_cast<const A*>(plan.weight) + ((k0 / panel + i) * plan.shape.c + c0) * patch * panel;
   }
 
   // One panel of all tiles, for one block of the depth: a matrix stays in L1 while the tiles stream past it, and the
@@ -194,12 +195,12 @@ struct SpatialTask {
   // The weights that are read after those of panel i.
   const A* after(int64_t i, int64_t c0, int64_t depth) const {
     if (i + 1 < panels) return weights(i + 1, c0);
-    return weights(0, c0 + depth < plan.c ? c0 + depth : 0);
+    return weights(0, c0 + depth < plan.shape.c ? c0 + depth : 0);
   }
 
   void write(int64_t i, int64_t j) {
     const Tiles::Place at = image_tiles.place(first + j);
-    const int64_t k = k0 + i * panel, channels = plan.k - k < panel ? plan.k - k : panel;
+    const int64_t k = k0 + i * panel, channels = plan.shape.k - k < panel ? plan.shape.k - k : panel;
     for (int64_t c = 0; c < channels; c += W) {
       V y[4];
       transform_sums(sums_of(i, 0, j) + c, sums_next, y);
@@ -207,11 +208,11 @@ struct SpatialTask {
 #pragma GCC unroll 4
       for (int64_t o = 0; o < 4; ++o) {
         const int64_t h = at.h + o / 2, w = at.w + o % 2;
-        if (h >= plan.h || w >= plan.w) continue;
+        if (h >= plan.shape.h || w >= plan.shape.w) continue;
         V v = y[o] + shift;
-        const T* residual = row_at<T>(plan.residual, at.n, at.t, h * plan.w + w);
+        const T* residual = row_at<T>(plan.residual, at.n, at.t, h * plan.shape.w + w);
         if (residual) v += load<W>(residual + k + c, channels - c);
-        store<W>(row_at<T>(plan.y, at.n, at.t, h * plan.w + w) + k + c, plan.relu ? relu(v) : v, channels - c);
+        store<W>(row_at<T>(plan.y, at.n, at.t, h * plan.shape.w + w) + k + c, plan.relu ? relu(v) : v, channels - c);
       }
     }
   }

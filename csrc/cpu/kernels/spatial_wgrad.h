@@ -38,7 +38,7 @@ struct SpatialWgradTask {
 
   SpatialWgradTask(const SpatialWgradPlan& p, void* memory)
       : plan(p),
-        tiles(p.t, p.h, p.w),
+        tiles(p.shape.t, p.shape.h, p.shape.w),
         x_next(apart<A>(p.tiles * p.c_block)),
         gradient_next(apart<A>(p.tiles * p.k_block)),
         x(static_cast<A*>(memory)) {
@@ -49,20 +49,22 @@ struct SpatialWgradTask {
   }
 
   void run(int64_t task) {
-    const int64_t c_blocks = ceil_div(plan.c, plan.c_block), k_blocks = ceil_div(plan.k, plan.k_block);
+    const int64_t c_blocks = ceil_div(plan.shape.c, plan.c_block), k_blocks = ceil_div(plan.shape.k, plan.k_block);
     const int64_t c0 = task % c_blocks * plan.c_block, k0 = task / c_blocks % k_blocks * plan.k_block,
                   chunk = task / c_blocks / k_blocks;
-    const int64_t depth = plan.c - c0 < plan.c_block ? plan.c - c0 : plan.c_block;
-    const int64_t width = plan.k - k0 < plan.k_block ? plan.k - k0 : plan.k_block, panels = ceil_div(width, panel);
-    A* partial =
-        static_cast<A*>(plan.partial) + ((chunk * ceil_div(plan.k, panel) + k0 / panel) * patch * plan.c + c0) * panel;
-    const Parts blocks(plan.n * plan.t * tiles.per_image, plan.tiles), chunks(blocks.count, plan.blocks_of_a_chunk);
+    const int64_t depth = plan.shape.c - c0 < plan.c_block ? plan.shape.c - c0 : plan.c_block;
+    const int64_t width = plan.shape.k - k0 < plan.k_block ? plan.shape.k - k0 : plan.k_block,
+                  panels = ceil_div(width, panel);
+    A* partial = static_cast<A*>(plan.partial) +
+                 ((chunk * ceil_div(plan.shape.k, panel) + k0 / panel) * patch * plan.shape.c + c0) * panel;
+    const Parts blocks(plan.shape.n * plan.shape.t * tiles.per_image, plan.tiles),
+        chunks(blocks.count, plan.blocks_of_a_chunk);
     for (int64_t b = 0; b < chunks.length(chunk); ++b) {
       const int64_t block = chunks.begin(chunk) + b, first = blocks.begin(block), count = blocks.length(block);
       for (int64_t i = 0; i < count; ++i) read(first + i, i, c0, depth, k0, width);
       for (int64_t v = 0; v < patch; ++v)
         for (int64_t i = 0; i < panels; ++i)
-          products(v, i, count, depth, partial + (i * patch + v) * plan.c * panel, b > 0);
+          products(v, i, count, depth, partial + (i * patch + v) * plan.shape.c * panel, b > 0);
     }
   }
 
