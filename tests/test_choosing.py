@@ -154,7 +154,13 @@ def test_committed_tables_are_sound() -> None:
             op, direction, *_ = key.split(" ", 3)
             assert direction in ("fwd", "bwd")
             if content["device"].startswith("frozen "):
-                assert name in {"layer": ("onednn", "temporal_conv", "spatial_conv", "cudnn"), "block": ("bottleneck", "layers")}[op]
+                assert (
+                    name
+                    in {
+                        "layer": ("onednn", "temporal_conv", "spatial_conv", "cudnn"),
+                        "block": ("bottleneck", "layers"),
+                    }[op]
+                )
             else:
                 assert op in KERNELS
                 assert name in BACKENDS

@@ -36,7 +36,7 @@ CUDA = torch.device("cuda", 0)
 
 def test_schemas_are_those_of_the_extension() -> None:
     frozen = {"temporal_conv_bn_frozen", "lateral_concat_bn_frozen"}
-    inference = {"bottleneck", "max_pool", "max_pool_lateral_concat", "temporal_conv_lateral_concat"}
+    inference = {"bottleneck", "spatial_conv", "max_pool", "max_pool_lateral_concat", "temporal_conv_lateral_concat"}
     inference |= {"max_pool_frames_concat", "temporal_conv_frames_concat"}
     others = {"batch_norm_max_pool", "bottleneck_bn", "stem_conv"}
     shared = {kernel for op, kernels in KERNELS.items() if op not in inference | others for kernel in kernels}

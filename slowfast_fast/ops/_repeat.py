@@ -61,7 +61,7 @@ def look_up(
         x.device,
         weight.shape,
         weight.stride(),
-        x.is_cuda and allows_tf32(x),
+        allows_tf32(x),
         backend._thread.forced,
         torch._C._get_deterministic_algorithms(),
     )
@@ -91,4 +91,4 @@ def run(plan: Plan, *arguments: Any) -> Any:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         return call_eagerly(plan.kernel, *arguments, plan.tf32)
     with torch._C._AutoDispatchBelowAutograd():
-        return plan.kernel._op(*arguments, plan.tf32)
+        return plan.kernel(*arguments, plan.tf32)
