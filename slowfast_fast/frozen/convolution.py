@@ -15,7 +15,7 @@ from ..choosing import choose
 from ..explanation import note, note_call, note_copy, recording
 from ..ops._common import allows_tf32, call, kernel
 from ..ops._layout import as_rows, places
-from ..ops.spatial_conv import sums_few
+from ..ops.spatial_conv import SPATIAL_FROM, SPATIAL_GEOMETRY, sums_few
 from .choices import choose as choose_kernel
 from .choices import layer_key
 from .libraries import ATen, CuDnn2d, OneDnn, has_onednn
@@ -25,8 +25,6 @@ MOST_PLANS = 4
 # On the CPU ops.temporal_conv takes three taps by Winograd, in two thirds of the multiplications that the limit counts;
 # from this many products a row on it is faster than oneDNN (docs/performance.md, "Frozen layers").
 WINOGRAD_FROM = 64 * 32
-# ops.spatial_conv does with less than half of them; from this many channels on both sides it is faster.
-SPATIAL_WINOGRAD_FROM = 32
 
 
 class Kernel(Protocol):
@@ -112,8 +110,8 @@ class FrozenConv(nn.Module):
 
     def is_spatial(self) -> bool:
         """Whether ops.spatial_conv can run this layer: (1, 3, 3) at stride 1."""
-        form = (self.weight.shape[2:], self.stride, self.padding, self.dilation, self.groups)
-        return form == ((1, 3, 3), [1, 1, 1], [0, 1, 1], [1, 1, 1], 1)
+        form = (self.weight.shape[2:], self.stride, self.padding, self.dilation)
+        return tuple(map(tuple, form)) == SPATIAL_GEOMETRY and self.groups == 1
 
     def temporal_geometry(self) -> dict[str, Any]:
         """stride, padding and dilation in T, by name."""
@@ -173,7 +171,7 @@ class FrozenConv(nn.Module):
     def _by_winograd(self) -> bool:
         k, c, taps = self.weight.shape[:3]
         if self.is_spatial():
-            return min(k, c) >= SPATIAL_WINOGRAD_FROM
+            return min(k, c) >= SPATIAL_FROM
         return taps == 3 and self.stride[0] == 1 and self.dilation[0] == 1 and k * c >= WINOGRAD_FROM
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenConv:

@@ -16,17 +16,15 @@ from torch.nn.modules import module as torch_module
 from .. import ops
 from ..backend import forced
 from ..explanation import note, recording
+from ..ops._batch_norm import BatchNorm
 from ..ops._common import wants_gradient
+from ..ops.spatial_conv import SPATIAL_FROM, SPATIAL_GEOMETRY
 
 # Whether 1x1x1 convolutions run on ops.temporal_conv too, rather than on PyTorch's own kernels: their norm, sum and
 # ReLU then cost no pass of their own, and the network keeps to channels_last_3d.
 FUSE_POINTWISE = True
 
 SPATIAL_KERNEL = "spatial kernel"
-# Channels from which ops.spatial_conv is faster than oneDNN and a pass each for the norm and the ReLU, although it
-# transforms the weight in each call.
-SPATIAL_FROM = 32
-STOCK_SPATIAL = ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1))  # kernel, stride, padding, dilation
 
 Parts = tuple[nn.Module, nn.Module | None, nn.Module | None]  # a convolution, its norm and its activation
 Step = Parts | nn.Module  # a module is called as it is
@@ -48,7 +46,7 @@ def conv_norm_act(
     if reason == SPATIAL_KERNEL and evaluates_by_winograd(x, cast(nn.Conv3d, conv), norm, act):
         if recording():
             note((conv, norm, act), "spatial_conv")
-        weight, shift = _folded(cast(nn.Conv3d, conv), norm)
+        weight, shift = _folded(x, cast(nn.Conv3d, conv), norm)
         return ops.spatial_conv(x, weight, shift, residual, relu=not _absent(act))
     if recording():
         _note("temporal_conv", conv, norm, act, reason)
@@ -134,7 +132,7 @@ def evaluates_by_winograd(x: Tensor, conv: nn.Conv3d, norm: nn.Module | None, ac
         x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
         and min(conv.in_channels, conv.out_channels) >= SPATIAL_FROM
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == STOCK_SPATIAL
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == SPATIAL_GEOMETRY
         and forced() in ("auto", "cpu")
         and not (of_batch(norm) or wants_gradient(x, conv.weight, conv.bias, *_affine(norm)))
         and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
@@ -146,15 +144,12 @@ def _affine(norm: nn.Module | None) -> tuple[Tensor | None, ...]:
     return (norm.weight, norm.bias) if isinstance(norm, nn.BatchNorm3d) else ()
 
 
-def _folded(conv: nn.Conv3d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def _folded(x: Tensor, conv: nn.Conv3d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
     """Weight and shift with the norm's fixed statistics in them."""
     if not isinstance(norm, nn.BatchNorm3d):
         return conv.weight, conv.bias
-    statistics = _batch_norm(norm, conv.bias)
-    scale = torch.rsqrt(statistics["running_var"] + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -statistics["running_mean"] * scale
-    return conv.weight * scale.view(-1, 1, 1, 1, 1), shift if norm.bias is None else shift + norm.bias
+    scale, shift = BatchNorm(**_batch_norm(norm, conv.bias)).fold(x)
+    return conv.weight * scale.view(-1, 1, 1, 1, 1), shift
 
 
 def not_in_time(conv: nn.Conv3d) -> str | None:

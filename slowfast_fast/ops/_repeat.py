@@ -86,9 +86,5 @@ def remember(
 
 
 def run(plan: Plan, *arguments: Any) -> Any:
-    """The plan's kernel, for a call that is not being compiled. Where no gradient is wanted this is ``call_eagerly``
-    without its frames, which would be a tenth of a small call."""
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return call_eagerly(plan.kernel, *arguments, plan.tf32)
-    with torch._C._AutoDispatchBelowAutograd():
-        return plan.kernel(*arguments, plan.tf32)
+    """The plan's kernel, for a call that is not being compiled."""
+    return call_eagerly(plan.kernel, *arguments, plan.tf32)

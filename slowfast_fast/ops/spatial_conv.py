@@ -13,6 +13,11 @@ from . import _checks
 from ._common import accumulator, autocast, call, define_inference_op, kernel
 from ._layout import as_rows, empty_channels_last
 
+# What the op computes: kernel, stride, padding and dilation in (T, H, W) of an nn.Conv3d.
+SPATIAL_GEOMETRY = ((1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1))
+# Channels on both sides from which it is faster than oneDNN on the CPU.
+SPATIAL_FROM = 32
+
 
 def sums_few(x: Tensor) -> bool:
     """Whether a convolution of ``x`` sums so few values that Winograd's error could pass twice that of the sum: it is
