@@ -71,7 +71,7 @@ def calls_of(module: FrozenConv | FrozenBlock, x: Tensor, adds: bool) -> tuple[s
         return _calls_of_block(module, x)
     conv = module
     residual = torch.randn_like(conv.plain(x)) if adds else None
-    kernels = {name: make() for name, make in conv.candidates(x).items()}
+    kernels = {name: conv.prepared(name, x) for name in conv.candidates(x)}
     key = choices.layer_key(conv.weight.shape, conv.stride, x.dtype, allows_tf32(x))
     return key, {name: partial(run, x, residual, False) for name, run in kernels.items()}
 

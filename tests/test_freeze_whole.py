@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import tf32
 from network_testing import SMALL, clips, distance
-from test_freeze import assert_same, enliven, stock_and_frozen
+from test_freeze import FP32, assert_same, enliven, stock_and_frozen
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -121,13 +122,49 @@ def test_export() -> None:
     assert_same(stock, program.module(), clips(2, size=48, dtype=torch.float32))
 
 
+# With layers of every kind: 3x3 at stride 1 over 32 and 64 channels, three taps over 64.
+FINE = {"stage_spatial_strides": ((1, 1, 1, 2), (1, 1, 1, 2))}
+
+
+def calls(program: torch.export.ExportedProgram) -> dict[str, int]:
+    """How often its graph calls each operator."""
+    targets = (str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    return Counter(target.removesuffix(".default") for target in targets)
+
+
+@pytest.mark.no_sanitizer
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_graph_has_the_ops_of_a_call(dtype: torch.dtype) -> None:
+    """What runs on ops of this package does so in a graph; what runs on a library is PyTorch's convolution there."""
+    model = slowfast_fast.create_slowfast(**SMALL, **FINE)
+    enliven(model)
+    frozen, x = freeze(model, dtype=dtype), clips(2, dtype=dtype)
+    rows = slowfast_fast.explain(frozen, x, show=False).rows
+    layers = [row for row in rows if row.what == "FrozenConv"]
+    ops = {op: [f"{op}: " in row.reason for row in layers].count(True) for op in ("temporal_conv", "spatial_conv")}
+    program = torch.export.export(frozen, (x,))
+    counts = calls(program)
+    assert ops["spatial_conv"] > 0
+    for op, count in ops.items():
+        assert counts[f"slowfast_fast.{op}"] == count
+    assert counts["aten.conv3d"] == len(layers) - sum(ops.values())
+    for op in ("bottleneck", "max_pool", "max_pool_lateral_concat", "temporal_conv_lateral_concat"):
+        assert counts[f"slowfast_fast.{op}"] == [row.what for row in rows].count(op)
+    if dtype == torch.float32:
+        assert distance(program.module()(x), frozen(x)) < FP32
+
+
 @pytest.mark.no_sanitizer
 @pytest.mark.usefixtures("one_thread")
 def test_aot_inductor_package(tmp_path: Path) -> None:
-    stock, frozen = stock_and_frozen()
+    stock, frozen = stock_and_frozen(**FINE)
     x = clips(2, dtype=torch.float32)
     program = torch.export.export(frozen, (x,))
-    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "slowfast.pt2"))
+    assert calls(program)["slowfast_fast.spatial_conv"] > 0
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "slowfast.pt2"), inductor_configs={"freezing": True}
+    )
     assert_same(stock, torch._inductor.aoti_load_package(package), x)
 
 

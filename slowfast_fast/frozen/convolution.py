@@ -25,6 +25,8 @@ MOST_PLANS = 4
 # On the CPU ops.temporal_conv takes three taps by Winograd, in two thirds of the multiplications that the limit counts;
 # from this many products a row on it is faster than oneDNN (docs/performance.md, "Frozen layers").
 WINOGRAD_FROM = 64 * 32
+# The ops among the kernels, as a table names them.
+TEMPORAL, SPATIAL = "temporal_conv", "spatial_conv"
 
 
 class Kernel(Protocol):
@@ -76,9 +78,9 @@ class FrozenConv(nn.Module):
 
         ``overwrite``: nobody else needs the residual, so that the result may take its memory.
         """
+        x = as_rows(x, "x")
         if torch.compiler.is_compiling():
             return self._traced(x, residual)
-        x = as_rows(x, "x")
         dense = x.is_contiguous(memory_format=torch.channels_last_3d)
         if not (dense or self.is_temporal()):  # the libraries would copy it unseen
             note_copy("x", x)
@@ -127,46 +129,55 @@ class FrozenConv(nn.Module):
         return (x.shape[0], self.weight.shape[0], *sizes)
 
     def _traced(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """For a graph: what a compiler can fuse, store and load without what is prepared in memory here."""
-        if self.is_temporal():
+        """For a graph, which may be stored and run on another processor: the op that a call would take, with the
+        weight as it is; in place of a library's kernel PyTorch's words, for which a compiler finds one."""
+        name, _ = self._chosen(x)
+        if name == TEMPORAL:
             geometry = self.temporal_geometry()
             return ops.temporal_conv(x, self.weight, None, self.shift, residual, relu=self.relu, **geometry)
+        if name == SPATIAL:
+            return ops.spatial_conv(x, self.weight, self.shift, residual, relu=self.relu)
         y = self.plain(x)
         if residual is not None:
             y = y + residual
         return F.relu(y) if self.relu else y
 
     def _plan(self, x: Tensor) -> Kernel:
-        able = self.candidates(x)
-        names, why = tuple(able), ""
-        name = names[0]
-        if len(names) > 1:
-            key = layer_key(self.weight.shape, self.stride, x.dtype, allows_tf32(x))
-            name, why = choose_kernel(names, key, x.device.type, x.device.index)
-        plan = able[name]()
+        name, why = self._chosen(x)
+        plan = self.prepared(name, x)
         plan.reason = "; ".join(part for part in (plan.reason, why) if part)
         return plan
 
-    def candidates(self, x: Tensor) -> dict[str, Callable[[], Kernel]]:
+    def _chosen(self, x: Tensor) -> tuple[str, str]:
+        """One of the candidates, and why that one where there are several."""
+        names = self.candidates(x)
+        if len(names) == 1:
+            return names[0], ""
+        key = layer_key(self.weight.shape, self.stride, x.dtype, allows_tf32(x))
+        return choose_kernel(names, key, x.device.type, x.device.index)
+
+    def prepared(self, name: str, x: Tensor) -> Kernel:
+        """The kernel of that name for inputs like ``x``."""
+        return KERNELS[name](self, x)
+
+    def candidates(self, x: Tensor) -> tuple[str, ...]:
         """The kernels that can run this layer on ``x``, by the names of a table; the first is the one to take where
         nothing was measured."""
-        op: dict[str, Callable[[], Kernel]] = {}
+        op: tuple[str, ...] = ()
         if self.is_temporal():
-            op = {"temporal_conv": lambda: TemporalConv(self, x)}
+            op = (TEMPORAL,)
         elif self.is_spatial() and x.device.type == "cpu":
-            op = {"spatial_conv": lambda: SpatialConv(self, x)}
+            op = (SPATIAL,)
         if op and (forced() != "auto" or not x.is_contiguous(memory_format=torch.channels_last_3d)):
             return op  # which reads slices in place
         if x.is_cuda:
             flat = self.weight.shape[2] == 1 and self.stride[0] == 1 and self.padding[0] == 0
-            cudnn: dict[str, Callable[[], Kernel]] = {"cudnn": lambda: CuDnn2d(self, x)} if flat else {}
-            return op | cudnn or {"aten": lambda: ATen(self, x, "3-D kernel in space and time")}
+            return op + ((CuDnn2d.name,) if flat else ()) or (ATen.name,)
         if x.device.type != "cpu" or x.dtype == torch.float64 or not has_onednn(torch.float32):
-            return op or {"aten": lambda: ATen(self, x, f"{x.dtype} on {x.device.type}")}
+            return op or (ATen.name,)
         if op and not has_onednn(x.dtype):
             return op
-        onednn: dict[str, Callable[[], Kernel]] = {"onednn": lambda: OneDnn(self, x)}
-        return op | onednn if op and self._by_winograd() else onednn | op
+        return (*op, OneDnn.name) if op and self._by_winograd() else (OneDnn.name, *op)
 
     def _by_winograd(self) -> bool:
         k, c, taps = self.weight.shape[:3]
@@ -236,3 +247,10 @@ class SpatialConv:
         if self.packed is None:
             return ops.spatial_conv(x, conv.weight, conv.shift, residual, relu=conv.relu)
         return call(self.op, x, conv.weight, self.packed, conv.shift, residual, conv.relu)
+
+
+KERNELS: dict[str, Callable[[FrozenConv, Tensor], Kernel]] = {
+    TEMPORAL: TemporalConv,
+    SPATIAL: SpatialConv,
+    **{library.name: library for library in (OneDnn, CuDnn2d, ATen)},
+}

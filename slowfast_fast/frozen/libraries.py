@@ -20,13 +20,19 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves this dtype on this processor; half precision takes AVX-512 or AMX."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    # torch.export switches oneDNN off while it traces, not where its program runs.
+    enabled = torch.backends.mkldnn.enabled or torch.compiler.is_exporting()
+    if not (torch.backends.mkldnn.is_available() and enabled):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return dtype == torch.float32
+
+
+# torch.compile keeps what it returned when it traced, as in choosing.py.
+has_onednn._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class OneDnn:
@@ -96,8 +102,8 @@ class ATen:
 
     name = "aten"
 
-    def __init__(self, conv: FrozenConv, x: Tensor, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, conv: FrozenConv, x: Tensor) -> None:
+        self.reason = "3-D kernel in space and time" if x.is_cuda else f"{x.dtype} on {x.device.type}"
         self.conv = conv
 
     def __call__(self, x: Tensor, residual: Tensor | None, overwrite: bool) -> Tensor:
