@@ -14,7 +14,8 @@ from golden_testing import golden, inputs, load_drawn, relative
 from installed_pytorchvideo import pytorchvideo_slowfast
 from library_testing import NETWORKS, SMALL, clips, run, stock
 from network_testing import distance
-from test_accelerate import Detector, ResNetRoIHead, SubBatchNorm3d
+from stock_models import pyslowfast
+from test_accelerate import Detector, SubBatchNorm3d
 from test_detection import boxes
 from test_freeze import EXACT, FP32, enliven
 from test_freeze_whole import PASSES, ran
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import slowfast_fast
 from slowfast_fast import explain, freeze
 from slowfast_fast.frozen.blocks import FrozenBlock
+from slowfast_fast.frozen.head import FrozenRoIHead
 from slowfast_fast.frozen.network import FrozenNetwork
 
 RECORDED = ("pyslowfast_r50_nln_8x8", "mmaction2_r50_4x16", "gluoncv_r50_4x16", "r1c7_resnet50")
@@ -137,23 +139,51 @@ def test_pyslowfast_s_detection() -> None:
     assert distance(frozen(x, bboxes=found), expected) < EXACT
 
 
-def test_pyslowfast_s_detection_as_a_whole() -> None:
-    """As its SlowFast takes boxes: what the head is called with when it asks for them."""
-    kind = type(stock("pyslowfast"))
-
-    class SlowFast(kind):  # type: ignore[misc,valid-type]
-        def forward(self, x: list[Tensor], bboxes: Tensor | None = None) -> Tensor:
-            head, self.head = self.head, nn.Identity()
-            features = super().forward(x)
-            self.head = head
-            return head(features, bboxes)
-
-    model, x = lively("pyslowfast")
-    model.__class__, model.head = SlowFast, ResNetRoIHead(sum(SMALL.features), SMALL.classes).double()
-    found = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "each another size"])
+def test_pyslowfast_s_detection_as_a_whole(alike: bool) -> None:
+    """A head whose pathways are sampled alike is one of ours; else it is what the boxes go on to."""
+    model, _ = lively("pyslowfast")
+    model.head = pyslowfast.ResNetRoIHead(SMALL, scale_factors=(16.0, 16.0 if alike else 8.0)).double()
+    x, found = clips("pyslowfast", size=64), boxes(5, 2, 64.0)
+    expected = evaluated(model, x, found)
     frozen = freeze(model)
     assert isinstance(frozen, FrozenNetwork)
-    assert distance(frozen(x, bboxes=found), evaluated(model, x, found)) < EXACT
+    assert isinstance(frozen.detection_head, FrozenRoIHead) == alike
+    for got in (frozen(x, found), frozen(x, bboxes=found)):
+        assert distance(got, expected) < EXACT
+    if alike:  # PyTorch has no average pool in half precision on the CPU
+        rounded = to(x, torch.bfloat16)
+        got = freeze(model, dtype=torch.bfloat16)(rounded, found.float())
+        exact = evaluated(model, to(rounded, torch.float64), found.float().double())
+        assert distance(got.double(), exact) < 2 * torch.finfo(torch.bfloat16).eps
+
+
+def test_pyslowfast_s_head_of_boxes_alone() -> None:
+    """Within a network that calls it in its own way."""
+
+    class Tracker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = pyslowfast.ResNetRoIHead(SMALL)
+
+        def forward(self, x: list[Tensor], found: Tensor) -> Tensor:
+            return self.head(x, found).flip(1)
+
+    class Both(nn.Module):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__()
+            self.backbone, self.tracker = backbone, Tracker().double()
+            self.backbone.head = nn.Identity()
+
+        def forward(self, x: list[Tensor], found: Tensor) -> Tensor:
+            return self.tracker(self.backbone(x), found)
+
+    network, _ = lively("pyslowfast")
+    model = Both(network)
+    x, found = clips("pyslowfast", size=64), boxes(4, 2, 64.0)
+    frozen = freeze(model)
+    assert isinstance(frozen.module.tracker.head, FrozenRoIHead)
+    assert distance(frozen(x, found), evaluated(model, x, found)) < EXACT
 
 
 def test_mmaction2_s_backbone() -> None:

@@ -91,10 +91,10 @@ def _network(module: nn.Module, whole: Whole) -> Network | None:
     blocks = list(whole.head(module))
     if whole.held is not None:
         (head,) = blocks
-        if len(inspect.signature(type(head).forward).parameters) > 2:
-            return Network(rows, detection_head=head)
         known = read(head)
         blocks = list(known) if type(known) is nn.Sequential else [known or head]
+        if len(inspect.signature(type(head).forward).parameters) > 2:
+            return Network([*rows, *blocks[:-1]], detection_head=blocks[-1])
     return Network([*rows, *blocks])
 
 

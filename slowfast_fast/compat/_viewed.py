@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ class Viewed(Unit):
     def run(self, module: nn.Module, x: Any) -> Any:
         view = self.view(module)
         assert view is not None, "read() asks first"
-        return view(*x)
+        first, *others = x
+        *before, last = view if type(view) is nn.Sequential else [view]
+        return last(reduce(lambda given, block: block(given), before, first), *others)
 
     def run_stock(self, module: nn.Module, x: Any) -> Any:
         return stock_class(type(module)).forward(module, *x)
@@ -77,7 +80,8 @@ class Head(Viewed):
         pools = self.pools(module)
         linear = next((layer for layer in module.modules() if isinstance(layer, nn.Linear)), None)
         channels = 8 if linear is None else linear.in_features
-        widths = [channels - (len(pools) - 1), *(1 for _ in pools[1:])]
+        share = channels // len(pools)
+        widths = [channels - share * (len(pools) - 1), *(share for _ in pools[1:])]
         shapes = [(2, width, *_size(pool, self.boxes)) for width, pool in zip(widths, pools, strict=True)]
         features = [randn(shape, generator) for shape in shapes]
         x = features if self.listed else features[0]
@@ -99,9 +103,24 @@ def _of_boxes(head: Any) -> nn.Module:
     return ResNetRoIHead(*(part(head, name) for name in names))
 
 
+def _each(head: Any, name: str) -> list[nn.Module | None]:
+    """What each pathway has under a name with its number in it."""
+    held = (part(head, name.format(pathway)) for pathway in range(len(head._modules)))
+    return [module for module in held if module is not None]
+
+
 def _of_pathways(head: Any) -> list[nn.Module | None]:
-    names = (f"pathway{pathway}_avgpool" for pathway in range(len(head._modules)))
-    return [part(head, name) for name in names if part(head, name) is not None]
+    return _each(head, "pathway{}_avgpool")
+
+
+def _over_time(head: Any) -> list[nn.Module | None]:
+    return _each(head, "s{}_tpool")
+
+
+def _alike(modules: list[Any]) -> bool:
+    """Of modules without parameters, by their options."""
+    options = [{name: value for name, value in vars(module).items() if name[0] != "_"} for module in modules]
+    return all(type(module) is type(modules[0]) for module in modules) and all(o == options[0] for o in options)
 
 
 def _projection(head: Any) -> nn.Module | None:
@@ -114,6 +133,17 @@ def _projection(head: Any) -> nn.Module | None:
     pools = PoolConcatPathway(pool=nn.ModuleList(_of_pathways(head)))  # type: ignore[arg-type]
     classifier = ResNetBasicHead(None, part(head, "dropout"), head.projection, act, nn.AdaptiveAvgPool3d(1))
     return nn.Sequential(pools, classifier)
+
+
+def _of_boxes_each(head: Any) -> nn.Module | None:
+    """PySlowFast's samples the pathways one by one, where one layer can sample both if theirs are alike."""
+    pools, act, average = _over_time(head), part(head, "act"), nn.AdaptiveAvgPool3d(1)
+    alike = all(_alike(_each(head, name)) for name in ("s{}_roi", "s{}_spool"))
+    if not (pools and alike) or (act is not None and type(act) not in _EVERYWHERE):
+        return None
+    parts = (None, *(part(head, name) for name in ("s0_spool", "s0_roi", "dropout", "projection")), act, average)
+    of_boxes = ResNetRoIHead(*parts)
+    return nn.Sequential(PoolConcatPathway(pool=nn.ModuleList(pools)), of_boxes)  # type: ignore[arg-type]
 
 
 def _non_local(block: Any) -> nn.Module | None:
@@ -132,5 +162,6 @@ VIEWED = (
     Head(name="ResNetBasicHead", mark="proj", view=_basic, pools=lambda head: [part(head, "pool")]),
     Head(name="ResNetRoIHead", mark="proj", view=_of_boxes, pools=lambda head: [part(head, "pool")], boxes=True),
     Head(name="ResNetBasicHead", mark="projection", view=_projection, pools=_of_pathways, listed=True),
+    Head(name="ResNetRoIHead", mark="s0_roi", view=_of_boxes_each, pools=_over_time, listed=True, boxes=True),
     Viewed(name="Nonlocal", mark="conv_theta", view=_non_local),
 )

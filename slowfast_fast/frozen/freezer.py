@@ -71,6 +71,10 @@ class Freezer:
                 frozen.append(self.pool(block))
             elif type(block) is ResNetRoIHead:
                 frozen.append(self.detector([], block)[1])
+            elif type(block) is PoolConcatPathway and type(after) is ResNetRoIHead:
+                before, head = self.detector([block], after)
+                frozen += [*before, head]
+                index += 1
             elif type(block) is ResNetBasicHead and not_linear(block) is None:
                 frozen.append(self.head([block.pool], block))
             elif type(block) is PoolConcatPathway and not_pools(block) is None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from family_reference import roi_align
 from torch import Tensor, nn
 
 from .plan import Block, Plan
@@ -132,6 +133,46 @@ class ResNetBasicHead(nn.Module):
         return y.view(y.shape[0], -1)
 
 
+class ROIAlign(nn.Module):
+    """detectron2's."""
+
+    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool) -> None:
+        super().__init__()
+        self.output_size, self.spatial_scale = output_size, spatial_scale
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        size = (self.output_size, self.output_size)
+        return roi_align(x, rois, size, self.spatial_scale, self.sampling_ratio, self.aligned)
+
+
+class ResNetRoIHead(nn.Module):
+    """Of boxes (B, 5), every pathway sampled by itself."""
+
+    def __init__(self, plan: Plan, resolution: int = 3, scale_factors: tuple[float, ...] = (16.0, 16.0)) -> None:
+        super().__init__()
+        frames = (plan.frames, plan.frames * plan.alpha)
+        self.num_pathways = plan.pathways
+        for pathway in range(plan.pathways):
+            self.add_module(f"s{pathway}_tpool", nn.AvgPool3d([frames[pathway], 1, 1], stride=1))
+            align = ROIAlign(resolution, 1.0 / scale_factors[pathway], 0, True)
+            self.add_module(f"s{pathway}_roi", align)
+            self.add_module(f"s{pathway}_spool", nn.MaxPool2d(resolution, stride=1))
+        self.dropout = nn.Dropout(0.5)
+        self.projection = nn.Linear(sum(plan.features), plan.classes)
+        self.act = nn.Sigmoid()
+
+    def forward(self, x: list[Tensor], bboxes: Tensor) -> Tensor:
+        pooled = []
+        for pathway in range(self.num_pathways):
+            frame = getattr(self, f"s{pathway}_tpool")(x[pathway])
+            assert frame.shape[2] == 1
+            cells = getattr(self, f"s{pathway}_roi")(frame.squeeze(2), bboxes)
+            pooled.append(getattr(self, f"s{pathway}_spool")(cells))
+        features = self.dropout(torch.cat(pooled, 1))
+        return self.act(self.projection(features.view(features.shape[0], -1)))
+
+
 class SlowFast(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -146,7 +187,7 @@ class SlowFast(nn.Module):
                     self.add_module(f"pathway{pathway}_pool", nn.MaxPool3d(1, 1))
         self.head = ResNetBasicHead(plan)
 
-    def forward(self, x: list[Tensor]) -> Tensor:
+    def forward(self, x: list[Tensor], bboxes: Tensor | None = None) -> Tensor:
         x = x[:]
         for stage in range(5):
             x = getattr(self, f"s{stage + 1}")(x)
@@ -154,7 +195,7 @@ class SlowFast(nn.Module):
                 x = getattr(self, f"s{stage + 1}_fuse")(x)
             if stage == 1:
                 x = [getattr(self, f"pathway{pathway}_pool")(tensor) for pathway, tensor in enumerate(x)]
-        return self.head(x)
+        return self.head(x) if bboxes is None else self.head(x, bboxes)
 
 
 ResNet = type("ResNet", (SlowFast,), {"__module__": __name__})  # what the library calls one pathway
