@@ -15,6 +15,14 @@ SFF_INLINE void for_row_blocks(const Plan& plan, int64_t begin, int64_t end, Bod
   }
 }
 
+// Calls body(c, count) for the vectors of a row, `count` being a constant but for the last one.
+template <int W, typename Body>
+SFF_INLINE void for_vectors(int64_t channels, Body body) {
+  int64_t c = 0;
+  for (; c + W <= channels; c += W) body(c, W);
+  if (c < channels) body(c, channels - c);
+}
+
 template <typename T, int W>
 void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
   using A = Acc<T>;
@@ -23,15 +31,14 @@ void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
       const T* raw = row_at<T>(plan.raw, n, t, p + i);
       const T* residual = row_at<T>(plan.residual, n, t, p + i);
       T* y = row_at<T>(plan.y, n, t, p + i);
-      for (int64_t c = 0; c < plan.k; c += W) {
-        const int64_t count = plan.k - c;
+      for_vectors<W>(plan.k, [&](int64_t c, int64_t count) {
         auto v = (load<W>(raw + c, count) - load<W>(static_cast<const A*>(plan.mean) + c)) *
                      load<W>(static_cast<const A*>(plan.factor) + c) +
                  load<W>(static_cast<const A*>(plan.beta) + c);
         if (residual) v += load<W>(residual + c, count);
         if (plan.relu) v = relu(v);
         store<W>(y + c, v, count);
-      }
+      });
     }
   });
 }
@@ -39,30 +46,60 @@ void normalise_rows(const NormalisePlan& plan, int64_t begin, int64_t end) {
 // Rows that one accumulator sums before it goes into the sum in double: an error of a few units in the last place at
 // most.
 constexpr int64_t summed_rows = 16;
+// Channels whose accumulators lie in L1 while rows go by in their order in memory. Down a column, rows that are a
+// multiple of 4 KiB apart would all meet one set of the cache.
+constexpr int64_t summed_channels = 256;
+
+// Sums of S values a channel over rows, for at most summed_channels channels: row(i)(c, count, v) adds those of row i
+// and of the vector of `count` channels from c on to v[0 ... S - 1].
+template <typename A, int W, int S, typename Row>
+SFF_INLINE void sum_columns(int64_t rows, int64_t channels, double (*sum)[summed_channels], Row row) {
+  using V = Vec<A, W>;
+  static_assert(summed_channels % W == 0);
+  const int64_t vectors = ceil_div(channels, W);
+  for (int s = 0; s < S; ++s)
+    for (int64_t c = 0; c < vectors * W; ++c) sum[s][c] = 0;
+  for (int64_t r = 0; r < rows; r += summed_rows) {
+    const int64_t stop = r + summed_rows < rows ? r + summed_rows : rows;
+    V run[summed_channels / W][S];
+    for (int64_t i = 0; i < vectors; ++i)
+      for (int s = 0; s < S; ++s) run[i][s] = V{};
+    const auto add = [&](const auto& next) {
+      for_vectors<W>(channels, [&](int64_t c, int64_t count) {
+        V v[S];  // in registers, whatever `next` stores elsewhere
+        for (int s = 0; s < S; ++s) v[s] = run[c / W][s];
+        next(c, count, v);
+        for (int s = 0; s < S; ++s) run[c / W][s] = v[s];
+      });
+    };
+    for (int64_t i = r; i < stop; ++i) add(row(i));
+    for (int64_t i = 0; i < vectors; ++i)
+      for (int s = 0; s < S; ++s) {
+        double* to = sum[s] + i * W;
+        store<W>(to, load<W>(to) + __builtin_convertvector(run[i][s], Vec<double, W>));
+      }
+  }
+}
 
 template <typename T, int W>
 void sum_rows(const SumsPlan& plan, int64_t begin, int64_t end) {
   using V = Vec<Acc<T>, W>;
   for_row_blocks(plan, begin, end, [&](int64_t task, int64_t n, int64_t t, int64_t p, int64_t rows) {
-    double* sum = plan.sums + task * 2 * plan.k;
-    for (int64_t i = 0; i < 2 * plan.k; ++i) sum[i] = 0;
-    for (int64_t r = 0; r < rows; r += summed_rows) {
-      const int64_t stop = r + summed_rows < rows ? r + summed_rows : rows;
-      for (int64_t c = 0; c < plan.k; c += W) {
-        const int64_t count = plan.k - c;
-        V total{}, product{};
-        for (int64_t i = r; i < stop; ++i) {
-          const SourceRow<T, W> row(plan.gradient, n, t, p + i);
-          const V g = row.masked(c, count);
-          total += g;
-          if (row.raw) product += g * row.centred(c, count);
-          if (plan.dresidual.data) store<W>(row_at<T>(plan.dresidual, n, t, p + i) + c, g, count);
-        }
-        for (int64_t l = 0; l < W && l < count; ++l) {
-          sum[c + l] += total[l];
-          sum[plan.k + c + l] += product[l];
-        }
-      }
+    for (int64_t c0 = 0; c0 < plan.k; c0 += summed_channels) {
+      const int64_t channels = plan.k - c0 < summed_channels ? plan.k - c0 : summed_channels;
+      double sum[2][summed_channels];
+      sum_columns<Acc<T>, W, 2>(rows, channels, sum, [&](int64_t i) {
+        const SourceRow<T, W> row(plan.gradient, n, t, p + i);
+        T* dresidual = row_at<T>(plan.dresidual, n, t, p + i);
+        return [=](int64_t c, int64_t count, V* v) {
+          const V g = row.masked(c0 + c, count);
+          v[0] += g;
+          if (row.raw) v[1] += g * row.centred(c0 + c, count);
+          if (dresidual) store<W>(dresidual + c0 + c, g, count);
+        };
+      });
+      for (int s = 0; s < 2; ++s)
+        __builtin_memcpy(plan.sums + (2 * task + s) * plan.k + c0, sum[s], size_t(channels) * sizeof(double));
     }
   });
 }
@@ -73,30 +110,26 @@ void moments_of_rows(const MomentsPlan& plan, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using V = Vec<A, W>;
   for_row_blocks(plan, begin, end, [&](int64_t task, int64_t n, int64_t t, int64_t p, int64_t rows) {
-    double *mean = plan.moments + task * 2 * plan.k, *m2 = mean + plan.k;
-    for (int64_t c = 0; c < plan.k; c += W) {
-      const int64_t count = plan.k - c, lanes = count < W ? count : W;
-      const auto at = [&](int64_t i) { return load<W>(row_at<T>(plan.raw, n, t, p + i) + c, count); };
-      // Sums over short runs, which go into sums in double.
-      const auto sum = [&](double* total, auto value) {
-        for (int64_t l = 0; l < lanes; ++l) total[l] = 0;
-        for (int64_t r = 0; r < rows; r += summed_rows) {
-          const int64_t stop = r + summed_rows < rows ? r + summed_rows : rows;
-          V run{};
-          for (int64_t i = r; i < stop; ++i) run += value(at(i));
-          for (int64_t l = 0; l < lanes; ++l) total[l] += run[l];
-        }
-      };
-      double total[W];
-      sum(total, [](V v) { return v; });
-      V pivot{};
-      for (int64_t l = 0; l < lanes; ++l) pivot[l] = A(total[l] / double(rows));
-      double deviation[W], square[W];
-      sum(deviation, [&](V v) { return v - pivot; });
-      sum(square, [&](V v) { return (v - pivot) * (v - pivot); });
-      for (int64_t l = 0; l < lanes; ++l) {
-        mean[c + l] = pivot[l] + deviation[l] / double(rows);
-        m2[c + l] = square[l] - deviation[l] * deviation[l] / double(rows);
+    for (int64_t c0 = 0; c0 < plan.k; c0 += summed_channels) {
+      const int64_t channels = plan.k - c0 < summed_channels ? plan.k - c0 : summed_channels;
+      const auto row = [&](int64_t i) { return row_at<T>(plan.raw, n, t, p + i) + c0; };
+      double total[1][summed_channels], sum[2][summed_channels];
+      sum_columns<A, W, 1>(rows, channels, total, [&](int64_t i) {
+        return [=, raw = row(i)](int64_t c, int64_t count, V* v) { v[0] += load<W>(raw + c, count); };
+      });
+      A pivot[summed_channels];
+      for (int64_t c = 0; c < ceil_div(channels, W) * W; ++c) pivot[c] = A(total[0][c] / double(rows));
+      sum_columns<A, W, 2>(rows, channels, sum, [&](int64_t i) {
+        return [=, &pivot, raw = row(i)](int64_t c, int64_t count, V* v) {
+          const V deviation = load<W>(raw + c, count) - load<W>(pivot + c);
+          v[0] += deviation;
+          v[1] += deviation * deviation;
+        };
+      });
+      double *mean = plan.moments + task * 2 * plan.k + c0, *m2 = mean + plan.k;
+      for (int64_t c = 0; c < channels; ++c) {
+        mean[c] = pivot[c] + sum[0][c] / double(rows);
+        m2[c] = sum[1][c] - sum[0][c] * sum[0][c] / double(rows);
       }
     }
   });
@@ -108,7 +141,7 @@ void gradient_rows(const GradientPlan& plan, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < rows; ++i) {
       const SourceRow<T, W> row(plan.gradient, n, t, p + i);
       T* to = row_at<T>(plan.to, n, t, p + i);
-      for (int64_t c = 0; c < plan.k; c += W) store<W>(to + c, row(c, plan.k - c), plan.k - c);
+      for_vectors<W>(plan.k, [&](int64_t c, int64_t count) { store<W>(to + c, row(c, count), count); });
     }
   });
 }

@@ -18,25 +18,31 @@ template <typename T, int W>
 struct SourceRow {
   using A = Acc<T>;
   using V = Vec<A, W>;
-  const Source& source;
+  // Copies: what is stored on the way could alias a Source in memory.
   const T *value, *y, *raw, *residual;
+  const A *mean, *factor, *beta, *slope, *offset;
+  bool relu;
 
   SFF_INLINE SourceRow(const Source& s, int64_t n, int64_t t, int64_t p)
-      : source(s),
-        value(row_at<T>(s.rows, n, t, p)),
+      : value(row_at<T>(s.rows, n, t, p)),
         y(row_at<T>(s.y, n, t, p)),
         raw(row_at<T>(s.raw, n, t, p)),
-        residual(row_at<T>(s.residual, n, t, p)) {}
+        residual(row_at<T>(s.residual, n, t, p)),
+        mean(static_cast<const A*>(s.mean)),
+        factor(static_cast<const A*>(s.factor)),
+        beta(static_cast<const A*>(s.beta)),
+        slope(static_cast<const A*>(s.slope)),
+        offset(static_cast<const A*>(s.offset)),
+        relu(s.relu) {}
 
-  SFF_INLINE V vector(const void* v, int64_t c) const { return load<W>(static_cast<const A*>(v) + c); }
-  SFF_INLINE V centred(int64_t c, int64_t count) const { return load<W>(raw + c, count) - vector(source.mean, c); }
+  SFF_INLINE V centred(int64_t c, int64_t count) const { return load<W>(raw + c, count) - load<W>(mean + c); }
 
   // The gradient behind the ReLU. A NaN passes the mask, as in torch's threshold_backward.
   SFF_INLINE V masked(int64_t c, int64_t count) const {
     V v = load<W>(value + c, count);
     if (y) v = load<W>(y + c, count) <= V{} ? V{} : v;
-    if (raw && source.relu) {
-      V z = centred(c, count) * vector(source.factor, c) + vector(source.beta, c);
+    if (raw && relu) {
+      V z = centred(c, count) * load<W>(factor + c) + load<W>(beta + c);
       if (residual) z += load<W>(residual + c, count);
       v = stored<T, W>(z) <= V{} ? V{} : v;  // as the forward stored it
     }
@@ -45,8 +51,7 @@ struct SourceRow {
 
   SFF_INLINE V operator()(int64_t c, int64_t count) const {
     V v = masked(c, count);
-    if (raw)
-      v = v * vector(source.factor, c) + (centred(c, count) * vector(source.slope, c) + vector(source.offset, c));
+    if (raw) v = v * load<W>(factor + c) + (centred(c, count) * load<W>(slope + c) + load<W>(offset + c));
     return v;
   }
 };
