@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .compat._accelerate import accelerate
+from .compat._accelerate import LIBRARIES, accelerate
 from .compat._networks import Network, read_network
 from .compat._reading import read
 from .frozen.blocks import AsItIs, Connection, FrozenMaxPool, FrozenPathways, FrozenStem
@@ -18,6 +18,7 @@ from .frozen.inference import FrozenModel
 from .frozen.joins import FrozenLaterals
 from .frozen.network import Clips, FrozenNetwork
 from .nn.net import DetectionBBoxNetwork, MultiPathWayWithFuse, Net
+from .nn.network_units import TwoPathways
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -88,13 +89,16 @@ def _accelerated(model: nn.Module) -> tuple[bool, str]:
     return bool(report.accelerated), left
 
 
-def _frozen(module: nn.Module, freezer: Freezer, found: dict[int, nn.Module]) -> nn.Module | None:
+def _frozen(
+    module: nn.Module, freezer: Freezer, found: dict[int, nn.Module], by_itself: bool = True
+) -> nn.Module | None:
     """What stands for a module as a whole; None, after the same was done for its children, where nothing does.
 
-    ``found`` has what was frozen, by the identity of what it stands for.
+    ``found`` has what was frozen, by the identity of what it stands for. ``by_itself``: it is called as a whole, so
+    that it may be a network.
     """
     if id(module) not in found:
-        network = read_network(module)
+        network = read_network(module) if by_itself else None
         if network is not None:
             found[id(module)] = _network(network, freezer, cuda_graph=False)
         elif (block := read(module)) is not None:
@@ -103,10 +107,17 @@ def _frozen(module: nn.Module, freezer: Freezer, found: dict[int, nn.Module]) ->
         elif type(module) is nn.MaxPool3d and isinstance(pool := freezer.pool(module), FrozenMaxPool):
             found[id(module)] = pool
         else:
+            by_itself = by_itself and not _calls_parts_of_parts(module)
             for name, child in list(module._modules.items()):
-                if child is not None and (stands := _frozen(child, freezer, found)) is not None:
+                if child is not None and (stands := _frozen(child, freezer, found, by_itself)) is not None:
                     module._modules[name] = stands
     return found.get(id(module))
+
+
+def _calls_parts_of_parts(module: nn.Module) -> bool:
+    """Whether it is a network that runs its pathways by their stages."""
+    units = (library.units.get(kind.__name__) for kind in type(module).__mro__ for library in LIBRARIES)
+    return any(isinstance(unit, TwoPathways) for unit in units)
 
 
 def _network(network: Network, freezer: Freezer, cuda_graph: bool) -> FrozenNetwork:
@@ -138,5 +149,7 @@ def _clips(blocks: list[nn.Module], network: Network) -> Clips:
     known = all(isinstance(layer, FrozenConv) for layer in layers) and len(layers) == 2
     if not (known and isinstance(lateral, Connection)) or any(isinstance(pool, AsItIs) for pool in pools):
         return Clips(channels)
-    slow, fast = ((conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers)
-    return Clips(channels, frames=((slow,), (fast, lateral.window())))
+    convolutions = [(conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers]
+    of_pools = [(1, pool.every, 0, 1) if isinstance(pool, FrozenMaxPool) else (1, 1, 0, 1) for pool in pools]
+    slow, fast = zip(convolutions, of_pools, strict=True)
+    return Clips(channels, frames=(slow, (*fast, lateral.window())))

@@ -14,7 +14,7 @@ from golden_testing import golden, inputs, load_drawn, relative
 from installed_pytorchvideo import pytorchvideo_slowfast
 from library_testing import NETWORKS, SMALL, clips, run, stock
 from network_testing import distance
-from stock_models import pyslowfast
+from stock_models import gluoncv, pyslowfast
 from test_accelerate import Detector, SubBatchNorm3d
 from test_detection import boxes
 from test_freeze import EXACT, FP32, enliven
@@ -199,7 +199,7 @@ def test_mmaction2_s_backbone() -> None:
     whole = freeze(model)
     assert isinstance(whole.module.backbone, FrozenNetwork)
     left = {row.modules: row.reason for row in explain(whole, x, show=False).rows if row.backend == "torch"}
-    assert left == {("module.cls_head.fc_cls",): "outside of the parts that could be frozen"}
+    assert left == {("module.cls_head.fc_cls",): "SlowFastHead runs as it did: no frozen layer stands for it"}
 
 
 def test_gluoncv_s_features() -> None:
@@ -223,6 +223,55 @@ def test_pytorchvideo_s_own_detector() -> None:
     frozen = freeze(model)
     assert isinstance(frozen, FrozenNetwork)
     assert distance(frozen(x, found), evaluated(model, x, found)) < EXACT
+
+
+NON_LOCAL = replace(SMALL, pathways=1, nonlocal_blocks=((1, 1), (2, 0), (3, 0)))
+
+
+def assert_whole(model: nn.Module, within: str, x: Tensor, others: set[str]) -> None:
+    """Exact, known as a whole but for the modules that are named, with and without ``accelerate`` before."""
+    enliven(model)
+    expected = evaluated(model, x)
+    slowfast_fast.accelerate(model)
+    frozen = freeze(model)
+    assert distance(run(frozen, x), expected) < EXACT
+    assert isinstance(frozen.get_submodule(within), FrozenNetwork)
+    assert {row.what for row in explain(frozen, x, show=False).rows if row.backend == "torch"} == others
+
+
+def test_gluoncv_s_i3d() -> None:
+    """Its stem's pool takes every second frame, the pool behind res2 the larger one of two; attention in between."""
+    model = gluoncv.I3D_ResNetV1(NON_LOCAL).double()
+    x = torch.randn(5, 3, 16, 48, 48, dtype=torch.float64)
+    assert_whole(model, "", x, {"MaxPool3d", "Attention"})
+
+
+@pytest.mark.parametrize("with_pool2", [False, True])
+def test_mmaction2_s_backbone_of_one_pathway(with_pool2: bool) -> None:
+    """mmcv's attention, whose keys and values are pooled behind their convolutions."""
+    model = stock("mmaction2", NON_LOCAL)
+    if with_pool2:
+        model.backbone.with_pool2, model.backbone.pool2 = True, nn.MaxPool3d((2, 1, 1), (2, 1, 1))
+    others = {"Attention", "Linear", *(["MaxPool3d"] if with_pool2 else [])}
+    assert_whole(model, "module.backbone", clips("mmaction2", NON_LOCAL, batch=5, size=48), others)
+
+
+def test_a_backbone_within_a_network_that_runs_its_stages() -> None:
+    """The pathways of mmaction2's SlowFast are networks of their own kind, but never called."""
+    model, x = lively("mmaction2")
+    kind = type(model.backbone)
+
+    class Halved(kind):  # type: ignore[misc,valid-type]
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x[:, :, ::2])
+
+    model.backbone.__class__ = Halved
+    assert distance(run(freeze(model), x), evaluated(model, x)) < EXACT
+
+
+def test_mmaction2_s_attention_in_a_pathway() -> None:
+    model, x = lively("mmaction2", nonlocal_blocks=((1, 1), (2, 0)))
+    assert_whole(model, "module.backbone", x, {"Attention", "Linear"})
 
 
 # What is watched, replaced or not known

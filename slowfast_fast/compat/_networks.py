@@ -85,10 +85,12 @@ def _two_pathways(module: nn.Module, unit: TwoPathways) -> Network | None:
 
 def _network(module: nn.Module, whole: Whole) -> Network | None:
     """With a head that takes boxes apart."""
-    rows = _rows(module, whole)
+    try:
+        rows, blocks = _rows(module, whole), list(whole.head(module))
+    except (AttributeError, TypeError, ValueError):  # a namesake that is made of other parts
+        return None
     if rows is None or not _is_stem(rows[0]):
         return None
-    blocks = list(whole.head(module))
     if whole.held is not None:
         (head,) = blocks
         known = read(head)
@@ -99,13 +101,9 @@ def _network(module: nn.Module, whole: Whole) -> Network | None:
 
 
 def _rows(module: nn.Module, whole: Whole) -> list[nn.Module] | None:
-    """The blocks before the head; None where something is not known, or not there."""
-    try:
-        spelled = list(whole.rows(module))
-    except AttributeError:
-        return None
+    """The blocks before the head; None where something is not known."""
     rows: list[nn.Module | None] = []
-    for pathways, lateral in spelled:
+    for pathways, lateral in whole.rows(module):
         lines = [_line(steps) for steps in pathways]
         rows.append(lines[0] if whole.alone and lateral is None else _joined(lines, lateral))
     return None if any(row is None for row in rows) else cast("list[nn.Module]", rows)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.utils import _triple
 
-from ..nn.fused import is_observed
+from ..nn.fused import Parts, is_observed
 from ..nn.head import ResNetBasicHead, ResNetRoIHead
 from ..nn.net import PoolConcatPathway
 from ..nn.non_local import KINDS, NonLocal
-from ..nn.units import Unit, forward_class, part, randn, stock_class
+from ..nn.units import Unit, forward_class, open_steps, part, randn, stock_class
 from ._probe import computes_otherwise
 
 # Activations to which it is the same where the channels are.
@@ -149,12 +149,44 @@ def _of_boxes_each(head: Any) -> nn.Module | None:
 def _non_local(block: Any) -> nn.Module | None:
     """PySlowFast's has the names of ours."""
     kind = getattr(block, "instantiation", "dot_product")
-    if kind not in KINDS:
+    layers = [(part(block, name), None, None) for name in ("conv_theta", "conv_phi", "conv_g")]
+    return _attending(layers, (block.conv_out, part(block, "bn"), None), kind, part(block, "pool"))
+
+
+def _non_local_of_mmcv(block: Any) -> nn.Module | None:
+    """Every convolution in a module of its own, those of keys and values with the pool behind them."""
+    mode = getattr(block, "mode", None)
+    kind = "softmax" if mode == "embedded_gaussian" else str(mode)
+    held = [part(block, name) for name in ("theta", "phi", "g")]
+    pools = [module[1] if type(module) is nn.Sequential and len(module) == 2 else None for module in held]
+    steps = [open_steps(module if pool is None else module[0]) for module, pool in zip(held, pools, strict=True)]
+    steps.append(open_steps(block.conv_out))
+    if any(len(row) != 1 or not isinstance(row[0], tuple) for row in steps) or pools[0] or pools[1] is not pools[2]:
         return None
-    view = NonLocal(block.conv_theta.in_channels, block.conv_theta.out_channels, kind=kind, pool=(1, 1, 1), norm=None)
-    for name in ("conv_theta", "conv_phi", "conv_g", "conv_out", "pool"):
-        setattr(view, name, part(block, name))
-    view.norm = part(block, "bn")
+    *layers, out = (cast(Parts, row[0]) for row in steps)
+    return _attending(layers, out, kind, pools[1], projected=True, scaled=getattr(block, "use_scale", True))
+
+
+def _non_local_of_gluoncv(block: Any) -> nn.Module | None:
+    if getattr(block, "nonlocal_type", None) != "gaussian" or getattr(block, "sub_sample", False):
+        return None
+    layers = [(part(block, name), None, None) for name in ("theta", "phi", "g")]
+    return _attending(layers, (block.W, part(block, "bn"), None), "softmax", None)
+
+
+def _attending(
+    layers: Sequence[Parts], out: Parts, kind: str, pool: nn.Module | None, projected: bool = False, scaled: bool = True
+) -> nn.Module | None:
+    """Of theta, phi and g, and of the last layer."""
+    convolutions = [conv for conv, norm, act in layers if norm is None and act is None and type(conv) is nn.Conv3d]
+    if kind not in KINDS or len(convolutions) != 3 or out[2] is not None:
+        return None
+    theta = convolutions[0]
+    view = NonLocal(theta.in_channels, theta.out_channels, kind=kind, pool=(1, 1, 1), norm=None)
+    view.conv_theta, view.conv_phi, view.conv_g = convolutions
+    view.conv_out, view.norm = cast(nn.Conv3d, out[0]), out[1]
+    view.pool, view.pools_projected = cast("nn.MaxPool3d | None", pool), projected
+    view.attention.scaled = scaled
     return view
 
 
@@ -164,4 +196,6 @@ VIEWED = (
     Head(name="ResNetBasicHead", mark="projection", view=_projection, pools=_of_pathways, listed=True),
     Head(name="ResNetRoIHead", mark="s0_roi", view=_of_boxes_each, pools=_over_time, listed=True, boxes=True),
     Viewed(name="Nonlocal", mark="conv_theta", view=_non_local),
+    Viewed(name="_NonLocalNd", mark="theta", view=_non_local_of_mmcv),
+    Viewed(name="NonLocal", mark="W", view=_non_local_of_gluoncv),
 )

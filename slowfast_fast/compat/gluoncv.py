@@ -23,6 +23,19 @@ def _slow_only_head(network: Any) -> list[nn.Module]:
     return [ResNetBasicHead(network.avg_pool, dropout, network.fc, None, nn.AdaptiveAvgPool3d(1))]
 
 
+def _i3d(network: Any) -> list[Row]:
+    conv, norm, act, pool = network.first_stage
+    rows: list[Row] = [([[(conv, norm, act), pool]], None)]
+    for index, stage in enumerate(network.res_layers):
+        rows += [([list(stage)], None), *([([[network.pool2]], None)] if index == 0 else [])]
+    return rows
+
+
+def _i3d_head(network: Any) -> list[nn.Module]:
+    dropout, linear = network.head
+    return [ResNetBasicHead(network.st_avg, dropout, linear, None, nn.AdaptiveAvgPool3d(1))]
+
+
 LIBRARY = Library(
     name="gluoncv",
     units={
@@ -30,7 +43,10 @@ LIBRARY = Library(
         "SlowFast": network(lambda net: Every(net.slow_temporal_stride // 2, 1)),
         "NonLocal": Contiguous(marks=("g", "theta", "phi")),
     },
-    networks={"ResNet_SlowFast": Whole(rows=_slow_only, head=_slow_only_head, alone=True)},
+    networks={
+        "ResNet_SlowFast": Whole(rows=_slow_only, head=_slow_only_head, alone=True),
+        "I3D_ResNetV1": Whole(rows=_i3d, head=_i3d_head, alone=True),
+    },
     spelling=Spelling(
         name="gluoncv",
         pathways=("slow", "fast"),

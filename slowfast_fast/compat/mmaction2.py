@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.network_units import Contiguous, Stage, TwoPathways
-from ..nn.units import Chain, Layer, Residual
-from ._library import Library
+from ..nn.units import Chain, Layer, Residual, open_steps
+from ._library import Library, Row, Whole
 from ._spelling import Spelling
 
 
@@ -58,13 +58,24 @@ def _bottleneck(names: tuple[str, ...]) -> Residual:
     return Residual(branch=names, shortcut="downsample", act="relu", then=("non_local_block",), checkpointed="with_cp")
 
 
+def _one_pathway(network: Any) -> list[Row]:
+    """Of a backbone, which gives features."""
+    stem = [*open_steps(network.conv1), *([network.maxpool] if getattr(network, "with_pool1", True) else [])]
+    rows: list[Row] = [([stem], None)]
+    for index, name in enumerate(network.res_layers):
+        rows.append(([list(getattr(network, name))], None))
+        if index == 0 and getattr(network, "with_pool2", False):
+            rows.append(([[network.pool2]], None))
+    return rows
+
+
 LIBRARY = Library(
     name="mmaction2",
     units={
         "ConvModule": Chain(chain=(Layer("conv", "norm", "activate"),), stock_if=_not_conv_norm_act),
         "Bottleneck3d": _bottleneck(("conv1", "conv2", "conv3")),
         "BasicBlock3d": _bottleneck(("conv1", "conv2")),
-        "NonLocal3d": Contiguous(marks=("g", "theta", "phi", "conv_out")),
+        "_NonLocalNd": Contiguous(marks=("g", "theta", "phi", "conv_out")),
         "SubBatchNorm3D": Contiguous(marks=("bn", "split_bn")),
         "ResNet3dSlowFast": TwoPathways(
             sampling=lambda network: Nearest(network.resample_rate, network.resample_rate // network.speed_ratio),
@@ -74,6 +85,7 @@ LIBRARY = Library(
             head_blocks=lambda network: [BothPathways()],
         ),
     },
+    networks={"ResNet3d": Whole(rows=_one_pathway, head=lambda network: [], alone=True)},
     spelling=Spelling(
         name="mmaction2",
         pathways=("slow", "fast"),

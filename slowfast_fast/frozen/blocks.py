@@ -55,18 +55,19 @@ class PartlyFrozen(nn.Module):
 
 
 class FrozenMaxPool(nn.Module):
-    """``ops.max_pool`` with windows of kernel x kernel."""
+    """``ops.max_pool`` with windows of kernel x kernel, of every ``every``-th frame."""
 
     explains_itself = True
 
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+    def __init__(self, kernel: int, stride: int, padding: int, every: int) -> None:
         super().__init__()
         self.options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
+        self.every = every
 
     def forward(self, x: Tensor) -> Tensor:
         if recording():
             note((self,), "max_pool")
-        return ops.max_pool(x, **self.options)
+        return ops.max_pool(x[:, :, :: self.every], **self.options)
 
 
 class FrozenStem(nn.Module):
@@ -87,7 +88,7 @@ class FrozenStem(nn.Module):
         there."""
         if not isinstance(self.pool, FrozenMaxPool):
             return None
-        x = self.conv(x)
+        x = self.conv(x)[:, :, :: self.pool.every]
         given = lateral.given(source, x.shape[2])
         if recording():
             note((self.pool, lateral), f"max_pool_{lateral.op}")

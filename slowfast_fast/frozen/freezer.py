@@ -148,11 +148,15 @@ class Freezer:
         )
 
     def non_local(self, block: NonLocal) -> nn.Module:
+        pool = None if block.pool is None else self.pool(block.pool)
+        keys, values = (self.conv(conv, None, None) for conv in (block.conv_phi, block.conv_g))
+        if pool is not None and block.pools_projected:
+            keys, values, pool = nn.Sequential(keys, pool), nn.Sequential(values, pool), None
         return FrozenNonLocal(
-            pool=None if block.pool is None else self.pool(block.pool),
+            pool=pool,
             theta=self.conv(block.conv_theta, None, None),
-            phi=self.conv(block.conv_phi, None, None),
-            g=self.conv(block.conv_g, None, None),
+            phi=keys,
+            g=values,
             attention=self.copy(block.attention),
             out=self.conv(block.conv_out, block.norm, None),
         )
@@ -227,9 +231,9 @@ class Freezer:
                 _triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
             )
             square = all(v[1] == v[2] for v in (kernel, stride, padding))
-            in_time = (kernel[0], stride[0], padding[0]) != (1, 1, 0)
-            if square and not in_time and dilation == (1, 1, 1) and not (pool.ceil_mode or pool.return_indices):
-                return FrozenMaxPool(kernel[1], stride[1], padding[1])
+            frames = (kernel[0], padding[0]) == (1, 0)  # one by one
+            if square and frames and dilation == (1, 1, 1) and not (pool.ceil_mode or pool.return_indices):
+                return FrozenMaxPool(kernel[1], stride[1], padding[1], stride[0])
         return self.as_it_is(pool, "not a max pool over square windows in H and W")
 
     def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> nn.Module:

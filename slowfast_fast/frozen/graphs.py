@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..backend import forced
+
 # Graphs of a module; the one that was used least recently goes first. Each holds its inputs and, in a pool that all of
 # them share, the activations of its largest moment.
 MOST_GRAPHS = 8
@@ -50,12 +52,7 @@ class CudaGraphs:
             event.synchronize()
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        device = inputs[0].device
-        if device.type != "cuda":
-            key: Any = device.type
-        else:
-            settings = (torch._C._get_fp32_precision_getter("cuda", op) for op in ("matmul", "conv"))
-            key = (device, tuple(tensor.shape for tensor in inputs), *settings)
+        device, key = inputs[0].device, self._key(inputs)
         with self._lock:
             if key not in self._graphs:
                 self._graphs[key] = self._capture(inputs)
@@ -66,6 +63,14 @@ class CudaGraphs:
             if graph is not None:
                 return self._replay(graph, inputs, device)
         return self.function(list(inputs))
+
+    def _key(self, inputs: Sequence[Tensor]) -> Any:
+        """All that a graph depends on; where none is captured, a warning for each device is enough."""
+        device = inputs[0].device
+        if device.type != "cuda":
+            return device.type
+        settings = (torch._C._get_fp32_precision_getter("cuda", op) for op in ("matmul", "conv"))
+        return (device, forced(), *settings, *((tensor.shape, tensor.dtype) for tensor in inputs))
 
     def _replay(self, graph: _Graph, inputs: Sequence[Tensor], device: torch.device) -> Any:
         with torch.cuda.device(device):
@@ -87,7 +92,8 @@ class CudaGraphs:
             self._warn("the call is part of another capture")
             return None
         try:
-            with torch.cuda.device(device):
+            # A call under inference_mode must not leave inputs that no other call may write to.
+            with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
                 return self._capture_on(device, inputs)
         except RuntimeError as error:
             torch.cuda.synchronize(device)

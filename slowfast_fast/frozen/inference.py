@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..explanation import note, recording
+from ..nn.fused import is_observed
+from .folding import OBSERVED
 from .graphs import CudaGraphs
 
 Self = TypeVar("Self", bound="Inference")
@@ -114,12 +116,20 @@ class FrozenModel(Inference):
         device = clips[0].device.type if clips else "cpu"
         with torch.no_grad(), torch.autocast(device, enabled=False):
             if recording():
-                rest = (self.module.get_submodule(path) for path in self._rest)
-                leaf_modules = [part for part in rest if not any(part.children())]
-                note(leaf_modules, None, "outside of the parts that could be frozen")
+                for path in self._rest:
+                    self._note(path)
             elif self.cuda_graph:
                 return self._replayed(leaves, spec)
             return self.module(*inputs, **keywords)
+
+    def _note(self, path: str) -> None:
+        """Tell explain() why the module at a path runs as it did."""
+        part = self.module.get_submodule(path)
+        if any(part.children()):
+            return
+        owner = self.module.get_submodule(path.rpartition(".")[0])
+        observed = OBSERVED if is_observed(owner) or is_observed(part) else "no frozen layer stands for it"
+        note((part,), None, f"{type(owner).__name__} runs as it did: {observed}")
 
     def _replayed(self, leaves: list[Any], spec: Any) -> Any:
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -60,9 +60,12 @@ class TwoPathways(Unit):
         return self.others
 
     def example(self, module: nn.Module, generator: torch.Generator) -> Tensor:
-        # Two frames for the slow pathway that takes fewest (every 16th), and pixels that five strides leave one of.
+        # Two frames for the slow pathway that takes fewest (every 16th), and pixels that five strides leave one of, or
+        # two where non-local blocks pool, too.
         conv = next(part for part in module.modules() if isinstance(part, nn.Conv3d))
-        return randn((1, conv.in_channels, 32, 16, 16), generator)
+        pools = sum(isinstance(part, nn.MaxPool3d) for part in module.modules())
+        size = 16 if pools <= len(self.stems) else 32
+        return randn((1, conv.in_channels, 32, size, size), generator)
 
     def unlike(self, module: nn.Module) -> str | None:
         reason = super().unlike(module)

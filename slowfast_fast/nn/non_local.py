@@ -52,30 +52,36 @@ class NonLocal(nn.Module):
         self.attention = Attention(kind)
         size = cast("tuple[int, int, int]", tuple(pool))
         self.pool = None if size == (1, 1, 1) else nn.MaxPool3d(size, size)
+        self.pools_projected = False  # whether the pool is behind conv_phi and conv_g, where mmcv has it
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, T, H, W) -> the same."""
-        pooled = x if self.pool is None else self.pool(x)
+        pooled = x if self.pool is None or self.pools_projected else self.pool(x)
         theta, phi, g = (
             conv_norm_act(source, conv, None, None)
             for source, conv in ((x, self.conv_theta), (pooled, self.conv_phi), (pooled, self.conv_g))
         )
+        if self.pool is not None and self.pools_projected:
+            phi, g = self.pool(phi), self.pool(g)
         return residual(self.attention(theta, phi, g), [(self.conv_out, self.norm, None)], x, None)
 
 
 class Attention(nn.Module):
-    """What every query sees in the values; ``kind`` as for :class:`NonLocal`."""
+    """What every query sees in the values; ``kind`` as for :class:`NonLocal`. ``scaled``: whether the softmax is that
+    of dot products over ``inner ** 0.5``, else of these themselves."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, scaled: bool = True) -> None:
         super().__init__()
         self.kind = kind
+        self.scaled = scaled
 
     def forward(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """Queries (N, C, T, H, W), keys and values (N, C, T', H', W') -> (N, C, T, H, W)."""
         # Rows of channels are the tokens of attention: in channels_last_3d nothing is copied.
         queries, keys, values = (tensor.permute(0, 2, 3, 4, 1).flatten(1, 3) for tensor in (theta, phi, g))
         if self.kind == "softmax":
-            out = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None])[:, 0]
+            scale = None if self.scaled else 1.0
+            out = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=scale)[:, 0]
         else:
             (tokens, width), places = keys.shape[1:], queries.shape[1]
             # A product of three matrices: the order with fewer multiplications.
@@ -86,7 +92,7 @@ class Attention(nn.Module):
         return out.unflatten(1, theta.shape[2:]).permute(0, 4, 1, 2, 3)
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind}"
+        return f"kind={self.kind}" + ("" if self.scaled else ", scaled=False")
 
 
 def insert_non_local(

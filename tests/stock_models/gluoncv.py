@@ -25,7 +25,25 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
+        y = self.relu(y)
+        return self.nonlocal_block(y) if hasattr(self, "nonlocal_block") else y
+
+
+class NonLocal(nn.Module):
+    """Attention of every position to every other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.nonlocal_type, self.sub_sample, self.embed_dim = "gaussian", False, channels // 2
+        self.theta, self.phi, self.g = (nn.Conv3d(channels, self.embed_dim, 1) for _ in range(3))
+        self.W, self.bn = nn.Conv3d(self.embed_dim, channels, 1), nn.BatchNorm3d(channels)
+        self.W_bn = nn.Sequential(self.W, self.bn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta, phi, g = (conv(x).flatten(2) for conv in (self.theta, self.phi, self.g))
+        attention = torch.bmm(theta.transpose(1, 2), phi * self.embed_dim**-0.5).softmax(dim=-1)
+        y = torch.bmm(g, attention.transpose(1, 2)).view(len(x), self.embed_dim, *x.shape[2:])
+        return self.W_bn(y) + x
 
 
 class Pathways(nn.Module):
@@ -99,6 +117,30 @@ class ResNet_SlowFast(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.avg_pool(x)
         return self.fc(x.view(x.size(0), -1))
+
+
+class I3D_ResNetV1(nn.Module):
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        conv = nn.Conv3d(3, plan.width, (5, 7, 7), (2, 2, 2), (2, 3, 3), bias=False)
+        pool = nn.MaxPool3d((1, 3, 3), (2, 2, 2), (0, 1, 1))
+        self.first_stage = nn.Sequential(conv, plan.make_norm(plan.width), nn.ReLU(), pool)
+        self.pool2 = nn.MaxPool3d((2, 1, 1), (2, 1, 1))
+        self.res_layers = nn.Sequential(*(nn.Sequential(*map(Bottleneck, plan.stage(0, s))) for s in range(4)))
+        for stage, index in plan.nonlocal_blocks:
+            block = self.res_layers[stage][index]
+            block.nonlocal_block = NonLocal(block.conv3.out_channels)
+        self.st_avg, self.dp = nn.AdaptiveAvgPool3d(1), nn.Dropout(0.5)
+        self.fc = nn.Linear(sum(plan.features), plan.classes)
+        self.head = nn.Sequential(self.dp, self.fc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first_stage(x)
+        for index, stage in enumerate(self.res_layers):
+            x = stage(x)
+            if index == 0:
+                x = self.pool2(x)
+        return self.head(self.st_avg(x).view(len(x), -1))
 
 
 def build(plan: Plan, slow_temporal_stride: int | None = None) -> nn.Module:

@@ -37,6 +37,37 @@ class ConvModule(nn.Module):
         return x
 
 
+class _NonLocalNd(nn.Module):
+    """mmcv's attention to the positions that are left after a 1x2x2 max pool of keys and values."""
+
+    def __init__(self, channels: int, mode: str, use_scale: bool) -> None:
+        super().__init__()
+        self.inter_channels, self.mode, self.use_scale = channels // 2, mode, use_scale
+        pool = nn.MaxPool3d((1, 2, 2))
+        self.theta = ConvModule(nn.Conv3d(channels, self.inter_channels, 1), None, None)
+        for name in ("g", "phi"):
+            projection = ConvModule(nn.Conv3d(channels, self.inter_channels, 1), None, None)
+            self.add_module(name, nn.Sequential(projection, pool))
+        self.conv_out = ConvModule(nn.Conv3d(self.inter_channels, channels, 1), nn.BatchNorm3d(channels), None)
+
+    def embedded_gaussian(self, theta: Tensor, phi: Tensor) -> Tensor:
+        weights = torch.matmul(theta, phi)
+        return (weights / theta.shape[-1] ** 0.5 if self.use_scale else weights).softmax(dim=-1)
+
+    def dot_product(self, theta: Tensor, phi: Tensor) -> Tensor:
+        weights = torch.matmul(theta, phi)
+        return weights / weights.shape[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, theta, phi = (getattr(self, name)(x).flatten(2) for name in ("g", "theta", "phi"))
+        y = torch.matmul(getattr(self, self.mode)(theta.transpose(1, 2), phi), g.transpose(1, 2))
+        return x + self.conv_out(y.transpose(1, 2).reshape(len(x), self.inter_channels, *x.shape[2:]))
+
+
+class NonLocal3d(_NonLocalNd):
+    pass
+
+
 class Bottleneck3d(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -55,8 +86,10 @@ class Bottleneck3d(nn.Module):
             return self.conv3(self.conv2(self.conv1(x))) + identity
 
         if self.with_cp and x.requires_grad:
-            return self.relu(checkpoint(inner, x, use_reentrant=True))
-        return self.relu(inner(x))
+            y = self.relu(checkpoint(inner, x, use_reentrant=True))
+        else:
+            y = self.relu(inner(x))
+        return self.non_local_block(y) if hasattr(self, "non_local_block") else y
 
 
 class ResNet3d(nn.Module):
@@ -74,16 +107,24 @@ class ResNet3d(nn.Module):
         self.res_layers = [f"layer{stage + 1}" for stage in range(4)]
         for stage, name in enumerate(self.res_layers):
             self.add_module(name, nn.Sequential(*map(Bottleneck3d, plan.stage(pathway, stage))))
+        kinds = [("embedded_gaussian", False), ("embedded_gaussian", True), ("dot_product", True)]
+        for kind, (stage, index) in zip(kinds, plan.nonlocal_blocks if pathway == 0 else (), strict=False):
+            block = getattr(self, self.res_layers[stage])[index]
+            block.non_local_block = NonLocal3d(block.conv3.conv.out_channels, *kind)
         self.lateral_connections = [f"{name}_lateral" for name in self.res_layers[:3]] if lateral else []
         for stage, name in enumerate(["conv1_lateral", *self.lateral_connections] if lateral else []):
             conv = plan.lateral(stage)
             norm = plan.make_norm(conv.out_channels) if plan.fusion_norm else None
             self.add_module(name, ConvModule(conv, norm, nn.ReLU(inplace=True) if plan.fusion_norm else None))
 
+    with_pool2 = False
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
-        for name in self.res_layers:
+        for index, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)
+            if index == 0 and self.with_pool2:
+                x = self.pool2(x)
         return x
 
     def train(self, mode: bool = True) -> Any:
