@@ -25,9 +25,9 @@ struct BlockShape {
   bool subsamples() const { return geometry.stride_a > 1 || geometry.b.stride > 1; }
 };
 
-// Checks x and the weights.
+// Checks x and the weights; `layout` is what the device can read of a's.
 inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Tensor& weight_b, const Tensor& weight_c,
-                              const OptionalTensor& shortcut_weight, const BlockGeometry& g) {
+                              const OptionalTensor& shortcut_weight, const BlockGeometry& g, WeightLayout layout) {
   const auto check_weight = [&](const Tensor& weight, const Sizes& sizes, const char* name) {
     check_like(weight, x, name);
     check_sizes(weight, sizes, name);
@@ -37,7 +37,7 @@ inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Ten
     STD_TORCH_CHECK(weight.is_contiguous(), name, " must be contiguous");
   };
   BlockShape s{};
-  s.a = conv_shape(x, weight_a, g.stride_a, g.padding_a, g.dilation_a);
+  s.a = conv_shape(x, weight_a, g.stride_a, g.padding_a, g.dilation_a, layout);
   for (int64_t d = 1; d < 5; ++d) STD_TORCH_CHECK(x.size(d) >= 1, "x may be empty in N only");
   STD_TORCH_CHECK(g.b.stride >= 1 && g.b.dilation >= 1, "stride and dilation must be positive");
   STD_TORCH_CHECK(weight_c.dim() == 5 && weight_c.size(0) >= 1, "weight_c must be (K, J, 1, 1, 1)");

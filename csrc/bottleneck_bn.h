@@ -23,7 +23,7 @@ BlockOutputs bottleneck_bn(const Tensor& x, const Tensor& weight_a, const Option
                            int64_t padding_a, int64_t dilation_a, int64_t stride, int64_t dilation, double eps_a,
                            double eps_b, double eps_c, double shortcut_eps, bool tf32) {
   const BlockShape s = block_shape(x, weight_a, weight_b, weight_c, shortcut_weight,
-                                   {stride_a, padding_a, dilation_a, {stride, dilation}});
+                                   {stride_a, padding_a, dilation_a, {stride, dilation}}, Device::weight_layout);
   Block<Device> block(s, x, tf32);
   const Tensor stats_a = empty_statistics(x, s.a.k), stats_b = empty_statistics(x, s.b.k),
                stats_c = empty_statistics(x, s.c.k);
@@ -90,7 +90,7 @@ BlockGradients bottleneck_bn_backward(
     const Tensor& stats_a, const Tensor& stats_b, const Tensor& stats_c, const Tensor& shortcut_stats, int64_t stride_a,
     int64_t padding_a, int64_t dilation_a, int64_t stride, int64_t dilation, int64_t needs, bool tf32) {
   const BlockShape s = block_shape(x, weight_a, weight_b, weight_c, shortcut_weight,
-                                   {stride_a, padding_a, dilation_a, {stride, dilation}});
+                                   {stride_a, padding_a, dilation_a, {stride, dilation}}, Device::weight_layout);
   Block<Device> block(s, x, tf32);
   const NormedLayer a(s.a, x, weight_a, gamma_a, beta_a, stats_a), b(s.b, x, weight_b, gamma_b, beta_b, stats_b),
       c(s.c, x, weight_c, gamma_c, std::nullopt, stats_c);
@@ -106,8 +106,7 @@ BlockGradients bottleneck_bn_backward(
     return d[gradient].data_ptr();
   };
   const auto weight_for = [&](int gradient, const Tensor& weight) -> OptionalTensor {
-    if (need[gradient])
-      d[gradient] = torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device());
+    if (need[gradient]) d[gradient] = torch::stable::empty_like(weight);
     return need[gradient] ? OptionalTensor(d[gradient]) : std::nullopt;
   };
 

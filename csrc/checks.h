@@ -77,18 +77,31 @@ inline const void* vector(const OptionalTensor& v, const Tensor& x, int64_t k, c
   return v->data_ptr();
 }
 
-inline ConvShape conv_shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation) {
+// (K, C, kt, 1, 1) in the memory of a dense (K, kt, C).
+inline bool has_taps_first(const Tensor& weight) {
+  const int64_t c = weight.size(1), kt = weight.size(2);
+  return weight.stride(1) == 1 && weight.stride(2) == c && (weight.size(0) == 1 || weight.stride(0) == c * kt);
+}
+
+// May the weight lie with its taps first?
+enum class WeightLayout { Contiguous, Any };
+
+inline ConvShape conv_shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation,
+                            WeightLayout layout = WeightLayout::Contiguous) {
   STD_TORCH_CHECK(x.dim() == 5, "x must be (N, C, T, H, W), got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(weight.dim() == 5 && weight.size(1) == x.size(1) && weight.size(3) == 1 && weight.size(4) == 1 &&
-                      weight.numel() > 0 && weight.is_contiguous(),
-                  "weight must be a contiguous (K, C, kt, 1, 1) with the C of the input");
+                      weight.numel() > 0,
+                  "weight must be (K, C, kt, 1, 1) with the C of the input");
+  const bool taps_first = !weight.is_contiguous();
+  STD_TORCH_CHECK(!taps_first || (layout == WeightLayout::Any && has_taps_first(weight)), "weight must be contiguous",
+                  layout == WeightLayout::Any ? " or channels_last_3d" : "");
   check_like(weight, x, "weight");
   STD_TORCH_CHECK(stride >= 1 && padding >= 0 && dilation >= 1,
                   "stride and dilation must be positive, padding not negative");
   const int64_t kt = weight.size(2), span = x.size(2) + 2 * padding - dilation * (kt - 1);
   STD_TORCH_CHECK(span >= 1, "the kernel is longer than the padded clip");
-  return {x.size(0), x.size(1), weight.size(0), x.size(2), (span - 1) / stride + 1, x.size(3) * x.size(4),
-          kt,        stride,    padding,        dilation};
+  return {x.size(0), x.size(1), weight.size(0), x.size(2), (span - 1) / stride + 1, x.size(3) * x.size(4), kt,
+          stride,    padding,   dilation,       taps_first};
 }
 
 inline Sizes output_sizes(const ConvShape& s, const Tensor& x) { return {s.n, s.k, s.t_out, x.size(3), x.size(4)}; }

@@ -28,6 +28,10 @@ struct ConvShape {
   int64_t t_in, t_out;
   int64_t p;  // positions of a frame, H * W
   int64_t kt, stride, padding, dilation;
+  bool taps_first = false;  // the weight and its gradient lie as (K, kt, C), channels_last_3d, not as (K, C, kt)
+
+  int64_t weight_stride_c() const { return taps_first ? 1 : kt; }
+  int64_t weight_stride_tap() const { return taps_first ? c : 1; }
 };
 
 // y = act(scale * conv(x) + shift + residual); scale, shift and residual may be absent.
@@ -36,7 +40,7 @@ struct ConvForward {
   Dtype dtype;
   bool tf32;  // factors of a Float32 product may be rounded to TF32; a device may ignore it
   Rows x;
-  const void* weight;  // (K, C, kt), contiguous
+  const void* weight;  // (K, C, kt), dense
   const void* scale;   // (K)
   const void* shift;   // (K)
   Rows residual;
@@ -204,7 +208,7 @@ struct ConvBackward {
   Rows dx_residual;  // added to dx; may be dx itself
   OutRows dconv;     // BatchNorm form: the gradient of the convolution's output, which the products then read; may be
                      // grad or bn.raw
-  void* dweight;     // (K, C, kt), contiguous, in dtype
+  void* dweight;     // (K, C, kt), as the weight, in dtype
   void* dscale;      // dscale or dgamma
   void* dshift;      // dshift or dbeta
   OutRows dresidual;

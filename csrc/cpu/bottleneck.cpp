@@ -26,7 +26,7 @@ class PackedWeights {
     buffers_.emplace_back(static_cast<size_t>(values) * acc_size(dtype_));
     values_ += values;
     void* to = buffers_.back().get();
-    plans_.push_back({dtype_, out, in, taps, in * taps, taps, panel, in, false, false, from, nullptr, to});
+    plans_.push_back({dtype_, out, in, taps, in * taps, taps, 1, panel, in, false, false, from, nullptr, to});
     scratch_ = std::max(scratch_, kernels().pack_scratch(plans_.back()));
     return to;
   }

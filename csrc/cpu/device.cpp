@@ -115,17 +115,18 @@ int64_t row_tasks(const ConvPlan& plan) {
   return plan.n * ceil_div(plan.p, plan.blocking.p_block) * ceil_div(plan.t, plan.blocking.t_block);
 }
 
-// A weight in memory: strides of the product's output and reduced channels, its taps reversed or not, the reduced
-// channels multiplied by `factor` (the scale, in dgrad) where there is one.
+// A weight in memory: strides of the product's output and reduced channels and of its taps, which are reversed or not,
+// the reduced channels multiplied by `factor` (the scale, in dgrad) where there is one.
 struct PlainWeight {
   const void* data;
-  int64_t stride_out, stride_reduced;
+  int64_t stride_out, stride_reduced, stride_tap;
   bool flip;
   const void* factor;
 };
 
 PlainWeight forward_weight(const ConvForward& args) {
-  return {args.weight, args.shape.c * args.shape.kt, args.shape.kt, false, nullptr};
+  const ConvShape& s = args.shape;
+  return {args.weight, s.c * s.kt, s.weight_stride_c(), s.weight_stride_tap(), false, nullptr};
 }
 
 size_t packed_size(const ConvPlan& plan) {
@@ -142,6 +143,7 @@ void pack_weight(const ConvPlan& plan, const PlainWeight& weight, void* to) {
                       plan.kt,
                       weight.stride_out,
                       weight.stride_reduced,
+                      weight.stride_tap,
                       b.panel,
                       b.c_block,
                       plan.method == Method::Winograd,
@@ -238,7 +240,7 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   plan.gather = must_gather(plan);
   plan.residual = args.dx_residual;
   plan.y = args.dx;
-  run_conv(plan, {args.weight, s.kt, s.c * s.kt, true, args.scale});
+  run_conv(plan, {args.weight, s.weight_stride_c(), s.c * s.kt, s.weight_stride_tap(), true, args.scale});
 }
 
 void wgrad(const ConvBackward& args, const Source& gradient) {
@@ -282,9 +284,20 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.partial = partial.get();
   parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().wgrad(plan, begin, end, scratch); });
-  const WgradResult result{args.dtype,  s.c,         s.k,           s.kt,
-                           tile.panel,  plan.chunks, plan.winograd, partial.get(),
-                           args.weight, args.scale,  args.dweight,  args.bn.raw.data ? nullptr : args.dscale};
+  const WgradResult result{args.dtype,
+                           s.c,
+                           s.k,
+                           s.kt,
+                           s.weight_stride_c(),
+                           s.weight_stride_tap(),
+                           tile.panel,
+                           plan.chunks,
+                           plan.winograd,
+                           partial.get(),
+                           args.weight,
+                           args.scale,
+                           args.dweight,
+                           args.bn.raw.data ? nullptr : args.dscale};
   parallel(panels, [&](int64_t begin, int64_t end) { kernels().wgrad_result(result, begin, end); });
 }
 

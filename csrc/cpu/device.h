@@ -14,6 +14,7 @@ class Cpu {
   void pack(const ConvForward& args, void* to);
   void stem_forward(const StemForward& args);
   void stem_wgrad(const StemWgrad& args);
+  static constexpr WeightLayout weight_layout = WeightLayout::Any;  // of a block's temporal convolution
   static constexpr bool has_spatial = true;
   void spatial(const SpatialForward& args);
   // Whether spatial() is faster than oneDNN although it transforms the weight in each call: enough channels for its

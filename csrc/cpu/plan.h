@@ -75,18 +75,19 @@ struct WgradPlan {
 // Sums the chunks in order: dweight = scale * sum, dscale = sum over (c, tap) of weight * sum. Tasks: panels.
 struct WgradResult {
   Dtype dtype;
-  int64_t c, k, kt, panel, chunks;
+  int64_t c, k, kt, stride_c, stride_tap, panel, chunks;  // strides of weight and dweight, whose K lie c * kt apart
   bool winograd;
   const void* partial;
   const void *weight, *scale;
   void *dweight, *dscale;  // each may be nullptr
 };
 
-// weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap] * factor[r]. Tasks: panels.
+// weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap * stride_tap] * factor[r]. Tasks:
+// panels.
 // For winograd the four transformed matrices; `flip` reverses the taps (dgrad), which otherwise the tap table does.
 struct PackPlan {
   Dtype dtype;
-  int64_t out, reduced, kt, stride_out, stride_reduced, panel, c_block;
+  int64_t out, reduced, kt, stride_out, stride_reduced, stride_tap, panel, c_block;
   bool winograd, flip;
   const void *from, *factor;
   void* to;

@@ -11,7 +11,8 @@ class Cuda {
   // The device that x is on, made current for the lifetime of this object.
   explicit Cuda(const Tensor& x) : device_(x.device()), guard_(x.get_device_index()) {}
 
-  static constexpr bool has_spatial = false;  // cuDNN's convolution over images is taken
+  static constexpr WeightLayout weight_layout = WeightLayout::Contiguous;  // of a block's temporal convolution
+  static constexpr bool has_spatial = false;                               // cuDNN's convolution over images is taken
   void forward(const ConvForward& args);
   static int64_t packed_bytes(const ConvForward& args);
   void pack(const ConvForward& args, void* to);

@@ -91,7 +91,7 @@ def bottleneck_bn(
         out = reference.bottleneck_bn(x, layers["a"], layers["b"], layers["c"], layers.get("shortcut"), **plain)
         out = out.contiguous(memory_format=torch.channels_last_3d)
     else:
-        tensors = [t for layer in _four(layers) for t in _used(layer, x)]
+        tensors = [t for layer in _four(layers) for t in _used(layer, x, choice.backend)]
         epsilons = [layer.eps if layer is not None else 1.0 for layer in _four(layers)]
         results = call(kernel(choice.backend, "bottleneck_bn"), x, *tensors, *geometry, *epsilons, tf32)
         out = results[0]
@@ -116,12 +116,14 @@ def _four(layers: dict[str, NormedConv]) -> list[NormedConv | None]:
     return [layers.get(name) for name in ("a", "b", "c", "shortcut")]
 
 
-def _used(layer: NormedConv | None, x: Tensor) -> tuple[Tensor | None, ...]:
-    """Weight, gamma and beta as the kernels take them. b's is PyTorch's to convolve with, which prefers rows."""
+def _used(layer: NormedConv | None, x: Tensor, backend: str) -> tuple[Tensor | None, ...]:
+    """Weight, gamma and beta as the kernels take them. The CPU's read a weight of either layout; b's is PyTorch's to
+    convolve with elsewhere, which prefers rows."""
     if layer is None:
         return (None,) * 3
     weight = layer.weight
-    if weight.shape[3] == 1 or not weight.is_contiguous(memory_format=torch.channels_last_3d):
+    either = backend == "cpu" or weight.shape[3] > 1
+    if not (either and weight.is_contiguous(memory_format=torch.channels_last_3d)):
         weight = as_dense(weight, "weight")
     return weight, *layer.norm.accumulators(x)
 

@@ -19,6 +19,7 @@ class CudaHost {
   void forward_stats(const ConvForward& args, const BatchStats& stats);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
+  static constexpr WeightLayout weight_layout = Cuda::weight_layout;
   static constexpr bool has_spatial = Cuda::has_spatial;
   static bool library_multiplies(const ConvShape& s, Dtype dtype) { return Cuda::library_multiplies(s, dtype); }
   static bool unfolds(const ConvShape& s, Dtype dtype) { return Cuda::unfolds(s, dtype); }

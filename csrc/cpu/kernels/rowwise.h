@@ -149,24 +149,24 @@ void gradient_rows(const GradientPlan& plan, int64_t begin, int64_t end) {
 // Reduced channels whose taps are gathered at a time: enough to use every cache line that is touched.
 constexpr int64_t gathered = 16;
 
-// to[(c * kt + j) * panel + lane] for `count` reduced channels. Runs along the dimension whose taps lie side by side in
-// memory, which for a dense weight is one of the two; rows of a weight are often a multiple of 4 KiB apart and would
-// evict each other from the cache.
+// to[(c * kt + j) * panel + lane] for `count` reduced channels. Runs along the channels that lie closer to each other;
+// the others are often a multiple of 4 KiB apart and would evict each other from the cache.
 template <typename T>
 SFF_INLINE void gather_taps(const PackPlan& plan, const T* from, int64_t lanes, int64_t count, const Acc<T>* factor,
                             Acc<T>* to) {
-  const int64_t kt = plan.kt, panel = plan.panel;
-  if (plan.stride_reduced == kt) {
+  const int64_t kt = plan.kt, panel = plan.panel, next = plan.stride_reduced, tap = plan.stride_tap;
+  if (next < plan.stride_out) {
     for (int64_t l = 0; l < lanes; ++l) {
       const T* row = from + l * plan.stride_out;
-      __builtin_prefetch(row + count * kt);
-      for (int64_t i = 0; i < count * kt; ++i) to[i * panel + l] = widen(row[i]);
+      for (int64_t j = 0; j < kt; ++j) __builtin_prefetch(row + count * next + j * tap);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t j = 0; j < kt; ++j) to[(c * kt + j) * panel + l] = widen(row[c * next + j * tap]);
     }
   } else {
     for (int64_t c = 0; c < count; ++c)
       for (int64_t j = 0; j < kt; ++j)
         for (int64_t l = 0; l < lanes; ++l)
-          to[(c * kt + j) * panel + l] = widen(from[l * plan.stride_out + c * plan.stride_reduced + j]);
+          to[(c * kt + j) * panel + l] = widen(from[l * plan.stride_out + c * next + j * tap]);
   }
   if (factor)
     for (int64_t c = 0; c < count; ++c)
@@ -262,7 +262,7 @@ void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
         for (int64_t l = 0; l < lanes; ++l) {
           const double scale = plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] : 1;
           for (int64_t c = c0; c < c1; ++c) {
-            const int64_t at = ((k0 + l) * plan.c + c) * plan.kt + j;
+            const int64_t at = (k0 + l) * plan.c * plan.kt + c * plan.stride_c + j * plan.stride_tap;
             const double sum = taps[c - c0][l];
             if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * sum;
             if (plan.dweight) narrow(A(scale * sum), static_cast<T*>(plan.dweight) + at);
