@@ -259,8 +259,9 @@ def bad_inputs() -> dict[str, tuple[Any, type[Exception], str]]:
     return {
         "one tensor": (slow, ValueError, r"a list of 2 clips, \[slow, fast\]; got Tensor"),
         "one clip": ([slow], ValueError, "a list of 2 clips.*got 1 entries"),
-        "channels": ([slow[:, :1], fast], ValueError, r"x\[0\], the slow clip, must be \(N, 3, T, H, W\); got shape"),
+        "channels": ([slow[:, :1], fast], ValueError, r"x\[0\], the slow clip, must be \(N, 3, T, H, W\)"),
         "dimensions": ([slow, fast[0]], ValueError, r"x\[1\], the fast clip, must be \(N, 3, T, H, W\)"),
+        "no height": ([slow[..., :0, :], fast], ValueError, r"x\[0\].*T, H and W at least 1; got shape \(2, 3, 2, 0"),
         "dtype": ([slow, fast.double()], TypeError, r"x\[1\].* must be torch.float32.*freeze the model with dtype"),
         "no tensor": ([slow, fast.numpy()], TypeError, r"x\[1\].*must be a torch.Tensor; got ndarray"),
         "frames": (

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slowfast_fast import backend
 from slowfast_fast.frozen.graphs import MOST_GRAPHS, WARM_UP, CudaGraphs
+from slowfast_fast.frozen.inference import Inference
 
 
 class Cuda:
@@ -178,3 +179,33 @@ def test_many_threads_capture_a_shape_once(cuda: Cuda) -> None:
     assert not failed
     assert len(calls) == len(given) * (WARM_UP + 1)
     assert len(cuda.replayed) == 4 * 12
+
+
+def test_a_network_forgets_what_changed(cuda: Cuda) -> None:
+    """Loaded by itself or within another module, or moved; arguments beside tensors make graphs of their own."""
+    frozen = Inference(torch.float32, cuda_graph=True)
+    frozen.register_buffer("weight", torch.ones(1))
+    calls: list[Any] = []
+
+    def function(x: list[Tensor], more: Any, *, flag: bool = False) -> Tensor:
+        calls.append((more, flag))
+        return x[0] + 1
+
+    def run(more: Any = None, flag: bool = False) -> int:
+        before = len(calls)
+        frozen._replay(function, [clip(2, 3)], more, flag=flag)
+        return len(calls) - before
+
+    captured = WARM_UP + 1
+    assert [run(), run(), run(flag=True), run([clip(1), clip(2)]), run([clip(1), clip(2)]), run()] == [
+        *(captured, 0, captured, captured, 0, 0)
+    ]
+    frozen.load_state_dict(frozen.state_dict())
+    assert [run(), run()] == [captured, 0]
+    holder = nn.Sequential(frozen)
+    holder.load_state_dict(holder.state_dict())
+    assert [run(), run()] == [captured, 0]
+    holder.to(torch.float32)
+    assert [run(), run()] == [captured, 0]
+    with pytest.warns(RuntimeWarning, match="without a graph here: the call has a object"):
+        assert run(object()) == 1

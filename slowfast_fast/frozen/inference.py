@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..explanation import note, recording
 from ..nn.fused import is_observed
@@ -34,9 +34,29 @@ class Inference(nn.Module):
         # By what a call is besides its tensors.
         self._graphs: dict[Any, CudaGraphs] = {}
 
-    def _replay(self, form: Any, function: Callable[[list[Tensor]], Any], tensors: Sequence[Tensor]) -> Any:
-        """``function(tensors)`` as a CUDA graph; ``form`` tells one function from another."""
-        return self._graphs.setdefault(form, CudaGraphs(function))(tensors)
+    def _replay(self, function: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+        """``function(*inputs, **keywords)`` as a CUDA graph of the tensors in it."""
+        leaves, spec = tree_flatten((inputs, keywords))
+        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        strange = next((leaf for leaf in others if not isinstance(leaf, (bool, int, float, str, type(None)))), None)
+        if strange is not None:  # nobody knows when it would be the same call
+            warnings.warn(
+                f"cuda_graph=True runs without a graph here: the call has a {type(strange).__name__}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return function(*inputs, **keywords)
+
+        def run(tensors: list[Tensor]) -> Any:
+            filled = list(others)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            inputs, keywords = tree_unflatten(filled, spec)
+            return function(*inputs, **keywords)
+
+        graphs = self._graphs.setdefault((spec, others), CudaGraphs(run))
+        return graphs([leaves[place] for place in places])
 
     def _check_clip(self, said: str, clip: Tensor) -> None:
         if clip.dtype != self.dtype:
@@ -75,10 +95,10 @@ class Inference(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's; what was prepared from the weights before is forgotten."""
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # Where a module that holds this one loads, too.
         self._forget()
-        return super().load_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_graphs": {}}
@@ -106,7 +126,7 @@ class FrozenModel(Inference):
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """As the original, for clips of ``dtype``; raises TypeError or ValueError for others."""
-        leaves, spec = tree_flatten((inputs, keywords))
+        leaves = tree_leaves((inputs, keywords))
         clips = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() >= 5]
         for clip in clips:
             self._check_clip(f"a clip, of shape {tuple(clip.shape)},", clip)
@@ -119,7 +139,7 @@ class FrozenModel(Inference):
                 for path in self._rest:
                     self._note(path)
             elif self.cuda_graph:
-                return self._replayed(leaves, spec)
+                return self._replay(self.module, *inputs, **keywords)
             return self.module(*inputs, **keywords)
 
     def _note(self, path: str) -> None:
@@ -130,25 +150,3 @@ class FrozenModel(Inference):
         owner = self.module.get_submodule(path.rpartition(".")[0])
         observed = OBSERVED if is_observed(owner) or is_observed(part) else "no frozen layer stands for it"
         note((part,), None, f"{type(owner).__name__} runs as it did: {observed}")
-
-    def _replayed(self, leaves: list[Any], spec: Any) -> Any:
-        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        strange = next((leaf for leaf in others if not isinstance(leaf, (bool, int, float, str, type(None)))), None)
-        if strange is not None:  # nobody knows when it would be the same call
-            warnings.warn(
-                f"cuda_graph=True runs without a graph here: the call has a {type(strange).__name__}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-            inputs, keywords = tree_unflatten(leaves, spec)
-            return self.module(*inputs, **keywords)
-
-        def run(tensors: list[Tensor]) -> Any:
-            filled = list(others)
-            for place, tensor in zip(places, tensors, strict=True):
-                filled[place] = tensor
-            inputs, keywords = tree_unflatten(filled, spec)
-            return self.module(*inputs, **keywords)
-
-        return self._replay((spec, others), run, [leaves[place] for place in places])

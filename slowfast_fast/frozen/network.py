@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..explanation import recording
 from ..nn.network_units import Sampling
@@ -66,11 +66,14 @@ class FrozenNetwork(Inference):
         if (bboxes is None) != (self.detection_head is None):
             wanted = "no bboxes" if bboxes is not None else "bboxes"
             raise TypeError(f"the network was frozen from one that takes {wanted} beside the clips")
+        for boxes in tree_leaves(bboxes):
+            if isinstance(boxes, Tensor):
+                self._check_device("bboxes", boxes)
         if torch.compiler.is_compiling():
             return self._run(list(x), bboxes)
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
-            if self.cuda_graph and not recording() and not isinstance(bboxes, (list, tuple)):
-                return self._replay(None, self._run_flat, [*x] if bboxes is None else [*x, bboxes])
+            if self.cuda_graph and not recording():
+                return self._replay(self._run, list(x), bboxes)
             if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and bboxes is None:
                 return self._run_in_turn(x)
             return self._run(list(x), bboxes)
@@ -100,10 +103,6 @@ class FrozenNetwork(Inference):
             out = block(out)
         return out if self.detection_head is None else self.detection_head(out, bboxes).flatten(1)
 
-    def _run_flat(self, tensors: list[Tensor]) -> Any:
-        pathways = len(self.clips.channels)
-        return self._run(tensors[:pathways], tensors[pathways] if len(tensors) > pathways else None)
-
     def _checked(self, x: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
         """The clips, one for each pathway."""
         if self.clips.alone:
@@ -118,8 +117,10 @@ class FrozenNetwork(Inference):
             said = "x" if self.clips.alone else f"x[{index}], the {name} clip,"
             if not isinstance(clip, Tensor):
                 raise TypeError(f"{said} must be a torch.Tensor; got {type(clip).__name__}")
-            if clip.dim() != 5 or clip.shape[1] != channels:
-                raise ValueError(f"{said} must be (N, {channels}, T, H, W); got shape {tuple(clip.shape)}")
+            if clip.dim() != 5 or clip.shape[1] != channels or 0 in clip.shape[2:]:
+                raise ValueError(
+                    f"{said} must be (N, {channels}, T, H, W), T, H and W at least 1; got shape {tuple(clip.shape)}"
+                )
             self._check_clip(said, clip)
             self._check_agreement(said, clip, x[0])
         self._check_frames(x, names)
