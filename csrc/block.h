@@ -66,8 +66,7 @@ inline BlockShape block_shape(const Tensor& x, const Tensor& weight_a, const Ten
 }
 
 inline Tensor empty_statistics(const Tensor& x, int64_t k) {
-  const std::array<int64_t, 2> sizes{3, k};
-  return torch::stable::empty({sizes.data(), 2}, accumulation_type(x), std::nullopt, x.device());
+  return empty<2>({3, k}, accumulation_type(x), x.device());
 }
 
 // A convolution and the BatchNorm behind it.

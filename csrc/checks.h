@@ -3,12 +3,12 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <optional>
 
+#include "empty.h"
 #include "primitives.h"
 
 namespace slowfast_fast {
@@ -16,7 +16,6 @@ namespace slowfast_fast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Sizes = std::array<int64_t, 5>;
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -107,19 +106,21 @@ inline ConvShape conv_shape(const Tensor& x, const Tensor& weight, int64_t strid
 inline Sizes output_sizes(const ConvShape& s, const Tensor& x) { return {s.n, s.k, s.t_out, x.size(3), x.size(4)}; }
 
 inline Tensor empty_channels_last(const Tensor& like, const Sizes& sizes) {
-  return torch::stable::empty({sizes.data(), sizes.size()}, like.scalar_type(), std::nullopt, like.device(),
-                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast3d);
+  return empty_channels_last(sizes, like.scalar_type(), like.device());
+}
+
+// Contiguous, of the size of a 5-D tensor.
+inline Tensor empty_contiguous(const Tensor& like) {
+  const Sizes sizes{like.size(0), like.size(1), like.size(2), like.size(3), like.size(4)};
+  return empty(sizes, like.scalar_type(), like.device());
 }
 
 inline Tensor empty_vector(const Tensor& like, int64_t k) {
-  return torch::stable::empty({&k, 1}, accumulation_type(like), std::nullopt, like.device());
+  return empty<1>({k}, accumulation_type(like), like.device());
 }
 
 // What an op returns for a result that was not asked for.
-inline Tensor nothing(const Tensor& like) {
-  const int64_t zero = 0;
-  return torch::stable::empty({&zero, 1}, like.scalar_type(), std::nullopt, like.device());
-}
+inline Tensor nothing(const Tensor& like) { return empty<1>({0}, like.scalar_type(), like.device()); }
 
 inline OutRows out_rows(const Tensor& t) { return as_rows<void*>(t, t.data_ptr(), "output"); }
 

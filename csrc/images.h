@@ -1,6 +1,8 @@
 // PyTorch's own 2-D convolution over the frames of clips, for spatial 1x3x3 layers: over N * T images in channels_last,
 // which is the memory of (N, C, T, H, W) rows.
 #pragma once
+#include <torch/headeronly/core/MemoryFormat.h>
+
 #include <vector>
 
 #include "checks.h"

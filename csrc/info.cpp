@@ -1,8 +1,9 @@
-// The Python module _C: how this build was made. It holds no operator and links no torch, so it can be read even where
-// the operator library does not load.
+// The Python module _C: how this build was made, and calls.h. It holds no operator and links no torch, so it can be
+// read even where the operator library does not load.
 #include <pybind11/pybind11.h>
 
 #include "build_info.h"
+#include "calls.h"
 
 namespace py = pybind11;
 
@@ -30,10 +31,11 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "How this build of slowfast_fast was made.";
+  m.doc() = "How this build of slowfast_fast was made, and what is faster without the interpreter around a call.";
   m.def("build_info", &build_info,
         "version, commit (None outside a git checkout; '-dirty' when files differed from it), build_type, compiler, "
         "torch "
         "(whose headers were used), abi_target (oldest torch served), cuda (None without CUDA kernels), cuda_archs, "
         "cpu_instruction_sets.");
+  slowfast_fast::define_calls(m);
 }

@@ -40,11 +40,7 @@ std::tuple<Tensor, Tensor> pack_pathways(const Tensor& frames, std::vector<int64
   STD_TORCH_CHECK(scale.size() == 3 && shift.size() == 3, "scale and shift must have a value for each colour");
   const int64_t n = frames.size(0), t = frames.size(1), h = frames.size(2), w = frames.size(3);
   const auto first = first_slow_frames(slow_frames, t);
-  const auto empty = [&](int64_t count) {
-    const Sizes sizes{n, 3, count, h, w};
-    return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, frames.device(), std::nullopt,
-                                torch::headeronly::MemoryFormat::ChannelsLast3d);
-  };
+  const auto empty = [&](int64_t count) { return empty_channels_last({n, 3, count, h, w}, dtype, frames.device()); };
   const auto t_slow = static_cast<int64_t>(slow_frames.size());
   const Tensor slow = empty(t_slow), fast = empty(t);
   const PackPathways args{n,

@@ -103,7 +103,7 @@ template <class Device>
 Tensor spatial_conv_pack(const Tensor& x, const Tensor& weight) {
   const SpatialForward args = spatial_forward(x, weight);
   const int64_t bytes = Device::packed_bytes(args);
-  Tensor packed = torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, x.device());
+  Tensor packed = empty<1>({bytes}, ScalarType::Byte, x.device());
   Device(x).pack(args, packed.data_ptr());
   return packed;
 }

@@ -50,10 +50,8 @@ template <class Device>
 Tensor stem_conv_wgrad(const Tensor& grad, const Tensor& x, const Tensor& weight, std::vector<int64_t> stride,
                        std::vector<int64_t> padding) {
   const StemShape s = stem_shape(x, weight, stride, padding);
-  const auto layout = weight.is_contiguous() ? torch::headeronly::MemoryFormat::Contiguous
-                                             : torch::headeronly::MemoryFormat::ChannelsLast3d;
-  Tensor dweight =
-      torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device(), std::nullopt, layout);
+  const Sizes sizes{s.k, weight.size(1), weight.size(2), weight.size(3), weight.size(4)};
+  Tensor dweight = weight.is_contiguous() ? empty_contiguous(weight) : empty_channels_last(weight, sizes);
   const Rows gradient = rows_of(grad, x, {s.n, s.k, s.out[0], s.out[1], s.out[2]}, "grad");
   Device(x).stem_wgrad({s, dtype_of(x, "x"), strided_clips(x), gradient, strided_clips(dweight), dweight.data_ptr()});
   return dweight;

@@ -35,7 +35,7 @@ Tensor temporal_conv_pack(const Tensor& x, const Tensor& weight, int64_t stride,
   args.tf32 = tf32;
   args.weight = weight.data_ptr();
   const int64_t bytes = Device::packed_bytes(args);
-  Tensor packed = torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, x.device());
+  Tensor packed = empty<1>({bytes}, ScalarType::Byte, x.device());
   if (bytes) Device(x).pack(args, packed.data_ptr());
   return packed;
 }
@@ -76,8 +76,7 @@ struct FrozenBatchNorm {
 // The scale and, in the second row, the shift of bn for k channels of the dtype of x.
 template <class Device>
 Tensor fold(const FrozenBatchNorm& bn, const Tensor& x, int64_t k) {
-  const std::array<int64_t, 2> sizes{2, k};
-  Tensor folded = torch::stable::empty({sizes.data(), 2}, accumulation_type(x), std::nullopt, x.device());
+  Tensor folded = empty<2>({2, k}, accumulation_type(x), x.device());
   char* scale = static_cast<char*>(folded.data_ptr());
   const auto fixed = [&](const Tensor& t, const char* name) { return vector(OptionalTensor(t), x, k, name); };
   Device(x).fold({k, dtype_of(x, "x"), fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
@@ -110,9 +109,7 @@ Gradients run_backward(ConvBackward args, const Tensor& x, const Tensor& weight,
   const ConvShape& s = args.shape;
   const Sizes out = output_sizes(s, x), in{s.n, s.c, s.t_in, x.size(3), x.size(4)};
   Tensor dx = need_x ? empty_channels_last(x, in) : nothing(x);
-  Tensor dweight = need_weight
-                       ? torch::stable::empty(weight.sizes(), weight.scalar_type(), std::nullopt, weight.device())
-                       : nothing(x);
+  Tensor dweight = need_weight ? empty_contiguous(weight) : nothing(x);
   Tensor dscale = need_scale ? empty_vector(x, s.k) : nothing(x);
   Tensor dshift = need_shift ? empty_vector(x, s.k) : nothing(x);
   Tensor dresidual = need_residual ? empty_channels_last(x, out) : nothing(x);

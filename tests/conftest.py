@@ -9,6 +9,7 @@ import os
 import random
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,19 +127,24 @@ M_PERTURB = -6  # mallopt: fill what malloc hands out with the complement of thi
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Uninitialised memory is full of NaN (torch.empty, kernels' outputs included) or of huge numbers (what C++
-    allocates for itself), so that a value that was never written, or read where nothing belongs, shows."""
+    """Uninitialised memory is full of NaN (what PyTorch allocates: in half precision every other value of a kernel's
+    output, in float64 huge numbers) or of huge numbers (what C++ allocates for itself), so that a value that was never
+    written, or read where nothing belongs, shows."""
     libc = ctypes.CDLL(None)
+    c10 = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libc10.so"))
+    junk = ctypes.c_bool.in_dll(c10, "FLAGS_caffe2_cpu_allocator_do_junk_fill")
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    junk.value = True
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_PERTURB, 0x80)
     yield
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_PERTURB, 0)
+    junk.value = False
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import slowfast_fast
 from slowfast_fast import ops
-from slowfast_fast.ops import _repeat
+from slowfast_fast.ops import _common, _repeat
 
 T, L = temporal.Shape(), lateral.Shape(t=4)
 
@@ -200,6 +200,53 @@ def test_explain_sees_a_repeated_call() -> None:
     layer(x)
     rows_seen = slowfast_fast.explain(layer, x, show=False).rows
     assert [row.what for row in rows_seen][:1] == ["temporal_conv"]
+
+
+def test_what_a_signature_tells_apart() -> None:
+    x, vector = torch.randn(2, 3, 4, 5, 6), torch.rand(3)
+
+    def signature(
+        tensors: tuple[Any, ...] = (x, None),
+        vectors: tuple[Any, ...] = (vector, None),
+        option: Any = 1,
+        name: str = "op",
+    ) -> Any:
+        return _repeat._signature((name,), (option,), tensors, vectors)
+
+    others = [
+        *({"tensors": (t, None)} for t in (x[1:], x.transpose(3, 4), x[:, :, :, :, ::2], x.double(), x.to("meta"))),
+        *({"tensors": tensors} for tensors in ((None, x), (x, x), (None, None))),
+        *(
+            {"vectors": vectors}
+            for vectors in ((vector.double(), None), (None, vector), (None, None), (vector, vector))
+        ),
+        *({"option": option} for option in (2, True, 1.0, None)),
+        {"name": "another"},
+    ]
+    found = {signature(), *(signature(**other) for other in others)}
+    assert len(found) == 1 + len(others)
+    assert signature((nn.Parameter(torch.rand_like(x)), None), (nn.Parameter(vector[:2]), None)) in found
+
+    class Marked(Tensor):
+        pass
+
+    for strange in (x.as_subclass(Marked), [1.0], 1.0):
+        assert signature(tensors=(strange, None)) is None
+        assert signature(vectors=(strange, None)) is None
+    assert signature(vectors=(vector.to("meta"), None)) is None
+
+
+def test_a_call_that_raises_leaves_no_trace() -> None:
+    """Neither below autograd nor in what is referred to."""
+    x = torch.randn(1, 2, 3, 4, 5)
+    op = torch.ops.slowfast_fast.temporal_conv.default
+    wrong = torch.randn(1, 7, 1, 1, 1)
+    before = sys.getrefcount(wrong), sys.getrefcount(op)
+    for _ in range(10):
+        with pytest.raises(RuntimeError, match="with the C of the input"):
+            _common.call_eagerly(op, x, wrong, None, None, None, 1, 0, 1, False, False)
+        assert not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradCPU)
+    assert (sys.getrefcount(wrong), sys.getrefcount(op)) == before
 
 
 def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

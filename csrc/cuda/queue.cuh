@@ -3,13 +3,13 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <mutex>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "../empty.h"
 #include "launch.cuh"
 
 // Weak, so that the library also loads where PyTorch has no CUDA; nothing calls them there.
@@ -59,7 +59,7 @@ class Queue {
   template <class Value>
   Value* workspace(int64_t count) {
     const int64_t bytes = count * static_cast<int64_t>(sizeof(Value));
-    workspace_.push_back(torch::stable::empty({&bytes, 1}, torch::headeronly::ScalarType::Byte, std::nullopt, device_));
+    workspace_.push_back(empty<1>({bytes}, torch::headeronly::ScalarType::Byte, device_));
     return static_cast<Value*>(workspace_.back().data_ptr());
   }
 

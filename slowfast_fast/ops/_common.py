@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import Function
 
+from .. import _C
 from ..backend import BACKENDS, forced
 from ..choosing import choose
 from ._layout import as_dense
@@ -86,26 +87,27 @@ def frozen_kernel(backend: str, op: str, *differentiable: Tensor | None) -> OpOv
 
 
 def backward_library(library: str, op: str, x: Tensor, weight: Tensor, stride: int, tf32: bool) -> str:
-    """Where the backward of a call of public op ``op`` runs that ran in ``library``: there, if its backend was forced;
-    else ``auto`` chooses anew, since all backends save the same."""
-    if forced() != "auto":
+    """Where the backward of a call of public op ``op`` runs that ran in ``library``: there, if its backend was forced,
+    or where there is no choice; else ``auto`` chooses anew, since all backends save the same."""
+    if not x.is_cuda or forced() != "auto":
         return library
     choice = choose(op, x, weight, stride, tf32=tf32, direction="bwd")
     return BACKENDS[choice.backend].library or library
 
 
-def autocast(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """The tensors in the active autocast dtype of their device. As in PyTorch's own convolutions, float64 is left
-    alone."""
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the active autocast dtype of the device of the first. As in PyTorch's own convolutions, float64 is
+    left alone."""
     if not torch._C._is_any_autocast_enabled():
-        return first, *others
+        return tensors
+    first = tensors[0]
     device = first.device.type if isinstance(first, Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return first, *others
+        return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in (first, *others)
+        for t in tensors
     )
 
 
@@ -152,12 +154,14 @@ def call(op: OpOverload, *arguments: Any) -> Any:
     return op(*arguments) if torch.compiler.is_compiling() else call_eagerly(op, *arguments)
 
 
-def call_eagerly(op: OpOverload, *arguments: Any) -> Any:
-    """``call`` where nothing is being compiled."""
-    if not wants_gradient(*arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*arguments)
+def _with_gradient(op: OpOverload, *arguments: Any) -> Any:
     # Function transforms and traces look for the op itself.
     if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing() or op not in _functions:
         return op(*arguments)
     return _functions[op].apply(*arguments)
+
+
+# ``call`` where nothing is being compiled.
+call_eagerly = _C.make_call(
+    torch.is_grad_enabled, torch._C._any_requires_grad, torch._C._AutoDispatchBelowAutograd, _with_gradient
+)

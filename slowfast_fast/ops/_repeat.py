@@ -1,9 +1,8 @@
 """A call like an earlier one skips what that one went through in Python.
 
 The checks and the choice of a backend look at shapes, strides, dtypes, devices, options and settings; where these are
-equal, so is their outcome, which is kept as a plan. What a signature leaves out (sizes of vectors, the dtype of the
-weight) the kernels check for themselves: if one raises, the call takes the long way, where the message for users is
-made.
+equal, so is their outcome, which is kept as a plan. What a signature leaves out (sizes and devices of vectors) the
+kernels check for themselves: if one raises, the call takes the long way, where the message for users is made.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from .. import backend, explanation
-from ._common import allows_tf32, call_eagerly
+from .. import _C, backend, explanation
+from ._common import allows_tf32
 
 Signature = tuple[Any, ...]
 # A training run with a few crops and batch sizes has some hundred; one that never repeats should not fill the memory.
 MOST_PLANS = 4096
 # By class: a subclass of Tensor may mean anything.
-_TENSORS = {Tensor, nn.Parameter}
+_TENSORS = (Tensor, nn.Parameter)
+_signature = _C.make_signature(_TENSORS)
 
 
 class Plan(NamedTuple):
@@ -46,27 +46,12 @@ def look_up(
     take the long way: compiled, watched by explain(), or with arguments that are not plain tensors."""
     if torch.compiler.is_compiling() or explanation._thread.recorder is not None:
         return None, None
-    # One argument on the meta device would make the call one of the fake kernel, which checks nothing.
-    if x.__class__ not in _TENSORS or weight.__class__ not in _TENSORS or weight.is_meta:
+    if x.__class__ not in _TENSORS:
         return None, None
-    key = (
-        op,
-        options,
-        tuple(map(type, options)),  # True and 1 are equal as keys, but not as options
-        tuple([v.dtype if v.__class__ in _TENSORS and not v.is_meta else v for v in vectors]),
-        (other.shape, other.stride()) if other.__class__ in _TENSORS and not other.is_meta else other,
-        x.shape,
-        x.stride(),
-        x.dtype,
-        x.device,
-        weight.shape,
-        weight.stride(),
-        allows_tf32(x),
-        backend._thread.forced,
-        torch._C._get_deterministic_algorithms(),
-    )
+    settings = (op, allows_tf32(x), backend._thread.forced, torch._C._get_deterministic_algorithms())
+    key = _signature(settings, options, (x, weight, other), vectors)
     try:
-        return key, _plans.get(key)
+        return key, None if key is None else _plans.get(key)
     except TypeError:  # something that cannot be a key cannot be an argument either, and the checks say so
         return None, None
 
@@ -83,8 +68,3 @@ def remember(
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _plans[key] = plan
-
-
-def run(plan: Plan, *arguments: Any) -> Any:
-    """The plan's kernel, for a call that is not being compiled."""
-    return call_eagerly(plan.kernel, *arguments, plan.tf32)

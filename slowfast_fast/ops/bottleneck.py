@@ -13,10 +13,10 @@ from ..backend import Choice, for_every_library
 from ..choosing import choose
 from ..explanation import note_call, recording
 from . import _checks
-from ._common import accumulator, allows_tf32, autocast, call, forbid_gradient, kernel
+from ._common import accumulator, allows_tf32, autocast, call, call_eagerly, forbid_gradient, kernel
 from ._kernels import is_aligned
 from ._layout import as_dense, as_rows, empty_channels_last, is_rows
-from ._repeat import Plan, Signature, look_up, remember, run
+from ._repeat import Plan, Signature, look_up, remember
 
 PARAMETERS = (
     *("weight_a", "shift_a", "weight_b", "shift_b", "weight_c", "shift_c"),
@@ -79,7 +79,7 @@ def bottleneck(
     if plan is not None:
         try:
             targets = () if out is None else (out,)
-            y = run(plan, *targets, *arguments, plan.padding, stride, dilation)
+            y = call_eagerly(plan.kernel, *targets, *arguments, plan.padding, stride, dilation, plan.tf32)
             return y if out is None else out
         except RuntimeError:
             pass  # the long way says what is wrong

@@ -20,6 +20,7 @@ from ._common import (
     autocast,
     backward_library,
     call,
+    call_eagerly,
     define_frozen,
     define_op,
     frozen_kernel,
@@ -29,7 +30,7 @@ from ._common import (
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last
-from ._repeat import Plan, Signature, look_up, remember, run
+from ._repeat import Plan, Signature, look_up, remember
 
 
 def lateral_concat(
@@ -70,8 +71,9 @@ def lateral_concat(
     slow, fast, weight = autocast(slow, fast, weight)
     key, plan = look_up("lateral_concat", (alpha, padding, relu), (scale, shift), fast, weight, slow)
     if plan is not None:
+        op, _, pad, tf32 = plan
         try:
-            return run(plan, slow, fast, weight, scale, shift, alpha, plan.padding, relu)
+            return call_eagerly(op, slow, fast, weight, scale, shift, alpha, pad, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     padding, _ = _check_lateral(slow, fast, weight, alpha, padding, relu)
@@ -115,19 +117,19 @@ def lateral_concat_bn(
     statistics = (gamma, beta, running_mean, running_var)
     options = (alpha, padding, relu, momentum, eps, training)
     key, plan = look_up("lateral_concat_bn", options, (*statistics, num_batches_tracked), fast, weight, slow)
-    of_batch = training or running_mean is None
-    if plan is not None and not of_batch and not wants_gradient(slow, fast, weight, gamma, beta):
+    if plan is not None:
+        op, backend, pad, tf32 = plan
         try:
-            return run(plan, slow, fast, weight, *statistics, alpha, plan.padding, eps, relu)
+            if training or running_mean is None:
+                results = call_eagerly(op, slow, fast, weight, gamma, beta, alpha, pad, eps, relu, tf32)
+                bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+                return bn.update_running_stats(backend, results)
+            if not wants_gradient(slow, fast, weight, gamma, beta):
+                mean, var = running_mean, running_var
+                return call_eagerly(op, slow, fast, weight, gamma, beta, mean, var, alpha, pad, eps, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
-    if plan is not None and of_batch:
-        try:
-            results = run(plan, slow, fast, weight, gamma, beta, alpha, plan.padding, eps, relu)
-            return bn.update_running_stats(plan.backend, results)
-        except RuntimeError:
-            pass
     padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
     bn.check(weight, lateral_shape)
     if bn.of_batch():

@@ -19,6 +19,7 @@ from ._common import (
     autocast,
     backward_library,
     call,
+    call_eagerly,
     define_frozen,
     define_op,
     frozen_kernel,
@@ -28,7 +29,7 @@ from ._common import (
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last, output_shape
-from ._repeat import Plan, Signature, look_up, remember, run
+from ._repeat import Plan, Signature, look_up, remember
 
 
 def temporal_conv(
@@ -68,8 +69,9 @@ def temporal_conv(
     x, weight, residual = autocast(x, weight, residual)
     key, plan = look_up("temporal_conv", (stride, padding, dilation, relu), (scale, shift), x, weight, residual)
     if plan is not None:
+        op, _, pad, tf32 = plan
         try:
-            return run(plan, x, weight, scale, shift, residual, stride, plan.padding, dilation, relu)
+            return call_eagerly(op, x, weight, scale, shift, residual, stride, pad, dilation, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     padding, _ = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
@@ -122,19 +124,21 @@ def temporal_conv_bn(
     statistics = (gamma, beta, running_mean, running_var)
     options = (stride, padding, dilation, relu, momentum, eps, training)
     key, plan = look_up("temporal_conv_bn", options, (*statistics, num_batches_tracked), x, weight, residual)
-    of_batch = training or running_mean is None
-    if plan is not None and not of_batch and not wants_gradient(x, weight, gamma, beta, residual):
+    if plan is not None:
+        op, backend, pad, tf32 = plan
         try:
-            return run(plan, x, weight, *statistics, residual, stride, plan.padding, dilation, eps, relu)
+            if training or running_mean is None:
+                results = call_eagerly(op, x, weight, gamma, beta, residual, stride, pad, dilation, eps, relu, tf32)
+                bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+                return bn.update_running_stats(backend, results)
+            if not wants_gradient(x, weight, gamma, beta, residual):
+                mean, var = running_mean, running_var
+                return call_eagerly(
+                    op, x, weight, gamma, beta, mean, var, residual, stride, pad, dilation, eps, relu, tf32
+                )
         except RuntimeError:
             pass  # the long way says what is wrong
     bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
-    if plan is not None and of_batch:
-        try:
-            results = run(plan, x, weight, gamma, beta, residual, stride, plan.padding, dilation, eps, relu)
-            return bn.update_running_stats(plan.backend, results)
-        except RuntimeError:
-            pass
     padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     bn.check(weight, shape)
     geometry = (stride, padding, dilation)
