@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from op_arguments import RUNNING
 from torch import Tensor
 
 from slowfast_fast import ops, reference
@@ -65,7 +66,7 @@ class Call:
     # Gradients are asked of these; grad is the one given for the output.
     differentiable: tuple[str, ...] = ()
     grad: Tensor | None = None
-    updated: tuple[str, ...] = field(default=("running_mean", "running_var"))
+    updated: tuple[str, ...] = RUNNING
 
     def to(self, dtype: torch.dtype | None = None, layout: str | None = None, device: str | None = None) -> Call:
         """The same call with every floating-point tensor in another dtype, or every activation in another layout."""
@@ -212,15 +213,29 @@ def assert_same_for_any_number_of_threads(call: Call) -> None:
 
 def assert_autocast(call: Call, dtype: torch.dtype, device: str) -> None:
     """A float32 call under autocast is the call on activations and weight cast to ``dtype``, bit for bit: the vectors
-    are not cast, and gradients come back in float32."""
+    are not cast, the output is in ``dtype`` and gradients come back in float32."""
     call = call.to(device=device)
+
+    def as_float32(**kwargs: Any) -> Tensor:
+        out = getattr(ops, call.op)(**kwargs)
+        assert out.dtype == dtype
+        return out.float()
+
     with torch.autocast(device, dtype):
-        results = call.run(lambda **kwargs: getattr(ops, call.op)(**kwargs).float())
+        results = call.run(as_float32)
     cast = {name: tensor.to(dtype) if tensor.dim() == 5 else tensor for name, tensor in call.tensors.items()}
-    expected = replace(call, tensors=cast, grad=call.grad.to(dtype)).run()
+    expected = replace(call, tensors=cast, grad=None if call.grad is None else call.grad.to(dtype)).run()
     for name, result in results.items():
         assert result.dtype == (torch.int64 if name == "num_batches_tracked" else torch.float32), name
         assert torch.equal(result, expected[name].to(result.dtype)), name
+
+
+def assert_same_alone_and_in_a_batch(call: Call) -> None:
+    """What one clip gives does not depend on the others."""
+    together = call.run()["output"]
+    for i in range(len(together)):
+        alone = replace(call, tensors=call.tensors | {"x": call.tensors["x"][i : i + 1]}).run()["output"]
+        assert torch.equal(alone, together[i : i + 1])
 
 
 def assert_checkpoint(call: Call, use_reentrant: bool) -> None:
@@ -244,15 +259,6 @@ def assert_checkpoint(call: Call, use_reentrant: bool) -> None:
 
     for name, ours, plain in zip(names, gradients(checkpointed), gradients(getattr(ops, call.op)), strict=True):
         torch.testing.assert_close(ours, plain, msg=lambda message, n=name: f"{n}: {message}")
-
-
-def small_integers(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Integers of -2 to 2, half of them 0: their products and sums are exact in float32."""
-    return (torch.randint(-2, 3, shape) * torch.randint(0, 2, shape)).to(dtype)
-
-
-def integer_scales(k: int, dtype: torch.dtype) -> Tensor:
-    return torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0])[torch.randint(0, 5, (k,))].to(dtype)
 
 
 def assert_dense(out: Tensor) -> None:

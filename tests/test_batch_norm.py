@@ -11,6 +11,7 @@ import test_lateral_concat as lateral
 import test_temporal_conv as temporal
 import torch
 from conftest import device_of
+from op_arguments import RUNNING, Normal, without
 from op_testing import (
     CHANNELS_LAST,
     LAYOUTS,
@@ -45,29 +46,12 @@ def bn_call(shape: Shape, dtype: torch.dtype, *absent: str, training: bool = Tru
     """A training step of the BatchNorm form with every argument but those ``absent``."""
     module = temporal if isinstance(shape, temporal.Shape) else lateral
     call = module.random_call(shape, dtype)
-    k, wide = shape.k, torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = {name: tensor for name, tensor in call.tensors.items() if name not in ("scale", "shift")} | {
-        "gamma": (torch.rand(k) + 0.5).to(wide),
-        "beta": torch.randn(k).to(wide),
-        "running_mean": torch.randn(k).to(wide),
-        "running_var": (torch.rand(k) + 0.5).to(wide),
-        "num_batches_tracked": torch.tensor(3),
-    }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+    tensors = without(call.tensors, ("scale", "shift")) | Normal(dtype).norm(shape.k)
+    tensors = without(tensors, absent)
     # gamma and beta have no default: absent means None.
     missing: dict[str, Any] = {name: None for name in ("gamma", "beta") if name in absent}
     options = call.options | {"training": training} | missing | options
-    differentiable = tuple(
-        name for name in tensors if name not in ("running_mean", "running_var", "num_batches_tracked")
-    )
-    return Call(
-        f"{call.op}_bn",
-        tensors,
-        options,
-        differentiable,
-        call.grad,
-        updated=("running_mean", "running_var", "num_batches_tracked"),
-    )
+    return Call(f"{call.op}_bn", tensors, options, tuple(without(tensors, RUNNING)), call.grad)
 
 
 def function(shape: Shape) -> Any:
@@ -99,7 +83,7 @@ def test_evaluation(backend: str, shape: Shape, dtype: torch.dtype) -> None:
         ("residual",),
         ("num_batches_tracked",),
         ("running_mean", "running_var"),
-        ("running_mean", "running_var", "num_batches_tracked", "gamma", "beta", "residual"),
+        (*RUNNING, "gamma", "beta", "residual"),
     ],
     ids=str,
 )

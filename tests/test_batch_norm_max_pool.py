@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import device_of
 from cuda_host.build import SCHEDULES, Harness
+from op_arguments import RUNNING, Normal, without
 from op_testing import (
     LAYOUTS,
     Call,
@@ -45,16 +46,10 @@ def random_call(case: tuple[tuple[int, ...], dict[str, int]], dtype: torch.dtype
     stay apart when they are normalised."""
     shape, pool = case
     n, c, t, h, w = shape
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = {
-        "x": torch.randn(shape).mul(256).round().div(256).to(dtype),
-        "gamma": ((torch.rand(c) + 0.5) * (2 * torch.randint(2, (c,)) - 1)).to(wide),
-        "beta": torch.randn(c).to(wide),
-        "running_mean": torch.randn(c).to(wide),
-        "running_var": (torch.rand(c) + 0.5).to(wide),
-        "num_batches_tracked": torch.tensor(3),
-    }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+    draw = Normal(dtype)
+    tensors = {"x": torch.randn(shape).mul(256).round().div(256).to(dtype), **draw.norm(c)}
+    tensors["gamma"] *= 2 * torch.randint(2, (c,)) - 1
+    tensors = without(tensors, absent)
     missing = {name: None for name in ("gamma", "beta") if name in absent}
     out = [(size + 2 * pool["padding"] - pool["kernel"]) // pool["stride"] + 1 for size in (h, w)]
     return Call(
@@ -62,8 +57,7 @@ def random_call(case: tuple[tuple[int, ...], dict[str, int]], dtype: torch.dtype
         tensors,
         {"relu": True} | pool | missing | options,
         tuple(name for name in ("x", "gamma", "beta") if name in tensors),
-        torch.randn(n, c, t, *out).to(dtype),
-        updated=("running_mean", "running_var", "num_batches_tracked"),
+        draw(n, c, t, *out),
     )
 
 
@@ -74,9 +68,7 @@ def test_training_step(backend: str, case: tuple, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
-@pytest.mark.parametrize(
-    "absent", [("gamma",), ("beta",), ("gamma", "beta", "running_mean", "running_var", "num_batches_tracked")], ids=str
-)
+@pytest.mark.parametrize("absent", [("gamma",), ("beta",), ("gamma", "beta", *RUNNING)], ids=str)
 def test_optional_arguments(backend: str, absent: tuple[str, ...], relu: bool) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         make = partial(random_call, CASES["stem"], dtype, *absent, relu=relu)

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import device_of
+from op_arguments import Draw, Integers, Normal, accumulation, small_integers
 from op_testing import (
     CHANNELS_LAST,
     LAYOUTS,
     Call,
     assert_as_exact_as_pytorch,
+    assert_autocast,
     assert_dense,
     assert_exact,
+    assert_same_alone_and_in_a_batch,
     assert_same_for_any_number_of_threads,
     dtypes,
     lay_out,
-    small_integers,
 )
 from torch import Tensor, nn
 
@@ -87,46 +89,47 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 few_shapes = pytest.mark.parametrize("shape", [Shape(stride=2), Shape(shortcut=False)], ids=["shortcut", "identity"])
 
 
-def call_of(shape: Shape, draw: Any, shift: Any) -> Call:
+def call_of(shape: Shape, draw: Draw) -> Call:
     s = shape
     tensors = {
         "x": draw(s.n, s.c, s.t, s.h, s.w),
-        "weight_a": draw(s.j, s.c, s.kt, 1, 1),
-        "shift_a": shift(s.j),
-        "weight_b": draw(s.j, s.j, 1, 3, 3),
-        "shift_b": shift(s.j),
-        "weight_c": draw(s.k, s.j, 1, 1, 1),
-        "shift_c": shift(s.k),
+        "weight_a": draw.weight(s.j, s.c, s.kt, 1, 1),
+        "shift_a": draw.shift(s.j),
+        "weight_b": draw.weight(s.j, s.j, 1, 3, 3),
+        "shift_b": draw.shift(s.j),
+        "weight_c": draw.weight(s.k, s.j, 1, 1, 1),
+        "shift_c": draw.shift(s.k),
     }
     if s.shortcut:
-        tensors |= {"shortcut_weight": draw(s.k, s.c, 1, 1, 1), "shortcut_shift": shift(s.k)}
+        tensors |= {"shortcut_weight": draw.weight(s.k, s.c, 1, 1, 1), "shortcut_shift": draw.shift(s.k)}
     else:
         assert (s.c, s.stride) == (s.k, 1)
     return Call("bottleneck", tensors, s.options)
 
 
 def random_call(shape: Shape, dtype: torch.dtype) -> Call:
-    """Sums of products have variance 1, shifts a deviation of 1, so that what lies beside the image matters. shift_c
-    leaves most results positive: over the few that a negative one leaves, a ratio of errors means nothing."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def draw(*size: int) -> Tensor:
-        return (torch.randn(size) / (1 if size[0] == shape.n else math.sqrt(math.prod(size[1:])))).to(dtype)
-
-    call = call_of(shape, draw, lambda size: torch.randn(size).to(wide))
+    """Shifts have a deviation of 1, so that what lies beside the image matters. shift_c leaves most results positive:
+    over the few that a negative one leaves, a ratio of errors means nothing."""
+    call = call_of(shape, Normal(dtype))
     call.tensors["shift_c"].clamp_(min=1)
     return call
 
 
+class SparseIntegers(Integers):
+    """So small, and weights so sparse, that every sum is exact in bfloat16, which CUDA keeps a and b in."""
+
+    def __call__(self, *shape: int) -> Tensor:
+        return super().__call__(*shape).clamp(-1, 1)
+
+    def weight(self, *shape: int) -> Tensor:
+        return self(*shape) * (torch.rand(shape) < 16 / math.prod(shape[1:]))
+
+    def shift(self, k: int) -> Tensor:
+        return small_integers(k, dtype=accumulation(self.dtype))
+
+
 def integer_call(shape: Shape, dtype: torch.dtype) -> Call:
-    """Integers so small, and weights so sparse, that every sum is exact in bfloat16, which CUDA keeps a and b in."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def draw(*size: int) -> Tensor:
-        values = small_integers(*size, dtype=dtype).clamp(-1, 1)
-        return values if size[0] == shape.n else values * (torch.rand(size) < 16 / math.prod(size[1:]))
-
-    return call_of(shape, draw, lambda size: small_integers(size, dtype=wide))
+    return call_of(shape, SparseIntegers(dtype))
 
 
 @dtypes
@@ -203,11 +206,8 @@ def test_same_bits_for_any_number_of_threads(compiled_backend: str) -> None:
 
 
 def test_same_bits_alone_and_in_a_batch(compiled_backend: str) -> None:
-    call = random_call(Shape(n=3, h=9, w=9), torch.float32).to(device=device_of(compiled_backend))
-    together = call.run()["output"]
-    for i in range(3):
-        alone = replace(call, tensors=call.tensors | {"x": call.tensors["x"][i : i + 1]}).run()["output"]
-        assert torch.equal(alone, together[i : i + 1])
+    call = random_call(Shape(n=3, h=9, w=9), torch.float32)
+    assert_same_alone_and_in_a_batch(call.to(device=device_of(compiled_backend)))
 
 
 def test_nan_and_infinity_pass(compiled_backend: str) -> None:
@@ -219,12 +219,7 @@ def test_nan_and_infinity_pass(compiled_backend: str) -> None:
 
 
 def test_autocast(backend: str) -> None:
-    call = random_call(Shape(), torch.float32).to(device=device_of(backend))
-    cast = {name: t.to(torch.bfloat16) if t.dim() == 5 else t for name, t in call.tensors.items()}
-    with torch.autocast(device_of(backend), torch.bfloat16):
-        y = call.run()["output"]
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, replace(call, tensors=cast).run()["output"])
+    assert_autocast(random_call(Shape(), torch.float32), torch.bfloat16, device_of(backend))
 
 
 @pytest.mark.parametrize("name", ["x", "weight_b", "shift_c", "shortcut_weight"])

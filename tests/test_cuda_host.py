@@ -21,7 +21,6 @@ from cuda_host.cases import (
     CASES,
     TINY_CASES,
     Case,
-    accumulation,
     assert_as_exact_as_pytorch,
     conv,
     far_apart,
@@ -32,6 +31,7 @@ from cuda_host.cases import (
     stock,
 )
 from cuda_host.schedules import assert_same_under_all
+from op_arguments import accumulation
 from op_testing import Judgement, dtypes, lay_out
 
 

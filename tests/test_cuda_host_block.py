@@ -13,7 +13,6 @@ from cuda_host.build import SCHEDULES, Harness
 from cuda_host.cases import (
     Case,
     Inputs,
-    accumulation,
     conv,
     integer_inputs,
     pitched,
@@ -22,7 +21,8 @@ from cuda_host.cases import (
     stock,
 )
 from cuda_host.schedules import assert_same_under_all
-from op_testing import Judgement, assert_as_exact_as_pytorch, dtypes, small_integers
+from op_arguments import accumulation, small_integers
+from op_testing import Judgement, assert_as_exact_as_pytorch, dtypes
 from test_bottleneck_bn import BlockCall, Shape, random_call
 from torch import Tensor
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
 from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, pitched, random_inputs, rows, run_op
-from op_testing import dtypes, lay_out, small_integers
+from op_arguments import small_integers
+from op_testing import dtypes, lay_out
 
 BY_PACKS = {"normalise_rows", "gradient_sum_rows"}
 ONE_BY_ONE = {"normalise_kernel", "gradient_sums"}

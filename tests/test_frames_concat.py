@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import device_of
 from cuda_host.build import Harness
+from op_arguments import Draw, Integers, Normal
 from op_testing import (
     ROWS,
     Call,
@@ -19,7 +20,6 @@ from op_testing import (
     assert_same_for_any_number_of_threads,
     dtypes,
     lay_out,
-    small_integers,
 )
 from torch import Tensor
 
@@ -32,29 +32,29 @@ FRAMES = [(1, 12), (1, 9), (4, 12), (3, 14)]
 
 
 def moving_call(dtype: torch.dtype, taps: int | None = None, t_fast: int = 0) -> Call:
+    draw = Normal(dtype)
     if taps is None:
         taps, t_fast = FRAMES[int(torch.randint(0, len(FRAMES), ()))]
-    given = {"slow": torch.randn(2, 7, 3, 5, 4).to(dtype), "fast": torch.randn(2, 6, t_fast, 5, 4).to(dtype)}
-    grad = torch.randn(2, 7 + 6 * taps, 3, 5, 4).to(dtype)
+    given = {"slow": draw(2, 7, 3, 5, 4), "fast": draw(2, 6, t_fast, 5, 4)}
+    grad = draw(2, 7 + 6 * taps, 3, 5, 4)
     return Call("frames_concat", given, {"alpha": 4, "taps": taps}, ("slow", "fast"), grad)
 
 
-def conv_call(dtype: torch.dtype, exact: bool = False) -> Call:
-    draw = small_integers if exact else lambda *shape, dtype: torch.randn(shape).to(dtype)
+def conv_call(draw: Draw) -> Call:
     given = {
-        "x": draw(2, 20, 3, 5, 4, dtype=dtype),
-        "weight": draw(33, 20, 3, 1, 1, dtype=dtype),
-        "shift": draw(33, dtype=dtype),
-        "residual": draw(2, 33, 3, 5, 4, dtype=dtype),
-        "fast": draw(2, 6, 12, 5, 4, dtype=dtype),
+        "x": draw(2, 20, 3, 5, 4),
+        "weight": draw.weight(33, 20, 3, 1, 1),
+        "shift": draw.shift(33),
+        "residual": draw(2, 33, 3, 5, 4),
+        "fast": draw(2, 6, 12, 5, 4),
     }
     return Call("temporal_conv_frames_concat", given, {"alpha": 4, "taps": int(torch.randint(1, 5, ()))})
 
 
 def pool_call(dtype: torch.dtype) -> Call:
-    given = {"x": torch.randn(2, 21, 3, 10, 7).to(dtype), "fast": torch.randn(2, 6, 12, 5, 4).to(dtype)}
+    draw = Normal(dtype)
     options = {"alpha": 4, "taps": int(torch.randint(1, 5, ())), "kernel": 3, "stride": 2, "padding": 1}
-    return Call("max_pool_frames_concat", given, options)
+    return Call("max_pool_frames_concat", {"x": draw(2, 21, 3, 10, 7), "fast": draw(2, 6, 12, 5, 4)}, options)
 
 
 @dtypes
@@ -85,14 +85,14 @@ def test_behind_a_pool(poisoned: None, dtype: torch.dtype, layout: str) -> None:
 @dtypes
 @pytest.mark.parametrize("layout", [*ROWS, "contiguous"])
 def test_behind_a_convolution(poisoned: None, dtype: torch.dtype, layout: str) -> None:
-    assert_exact(conv_call(dtype, exact=True), layout)
-    assert_as_exact_as_pytorch(lambda: conv_call(dtype), layout)
+    assert_exact(conv_call(Integers(dtype)), layout)
+    assert_as_exact_as_pytorch(lambda: conv_call(Normal(dtype)), layout)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(dtype: torch.dtype) -> None:
-    for call in (moving_call(dtype, 4, 12), conv_call(dtype, exact=True), pool_call(dtype)):
+    for call in (moving_call(dtype, 4, 12), conv_call(Integers(dtype)), pool_call(dtype)):
         assert_exact(call, device="cuda")
 
 
@@ -113,8 +113,8 @@ def test_cuda_kernels_on_the_host(host: Harness, dtype: torch.dtype, c: int) -> 
         x = lay_out(torch.randn(2, c, 3, 10, 7).to(dtype), "channels_last")
         expected = reference.max_pool_frames_concat(x, fast, kernel=3, stride=2, padding=1, alpha=4, taps=taps)
         assert torch.equal(host.max_pool_frames_concat(x, 3, 2, 1, fast, 4, taps), expected)
-        weight = small_integers(8, c, 3, 1, 1, dtype=dtype)
-        exact = lay_out(small_integers(2, c, 3, 5, 4, dtype=dtype), "channels_last")
+        weight = Integers(dtype)(8, c, 3, 1, 1)
+        exact = lay_out(Integers(dtype)(2, c, 3, 5, 4), "channels_last")
         expected = reference.temporal_conv_frames_concat(exact, weight, None, None, fast, alpha=4, taps=taps)
         conv = (exact, weight, None, None, 1, 1, 1, True)
         assert torch.equal(host.temporal_conv_frames_concat(*conv, fast, 4, taps, False), expected)
@@ -130,7 +130,7 @@ def test_opcheck(taps: int, t_fast: int) -> None:
 
 
 def test_opcheck_of_inference() -> None:
-    t = conv_call(torch.float32).to(layout="channels_last").tensors
+    t = conv_call(Normal(torch.float32)).to(layout="channels_last").tensors
     conv = (t["x"], t["weight"], t["shift"], t["residual"], 1, 1, 1, True)
     torch.library.opcheck(torch.ops.slowfast_fast.temporal_conv_frames_concat.default, (*conv, t["fast"], 4, 2, False))
     t = pool_call(torch.float32).to(layout="channels_last").tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import device_of
+from op_arguments import Draw, Integers, Normal, evaluated_norm, without
 from op_testing import (
     LAYOUTS,
     Call,
@@ -21,9 +21,7 @@ from op_testing import (
     assert_exact,
     assert_same_for_any_number_of_threads,
     dtypes,
-    integer_scales,
     lay_out,
-    small_integers,
 )
 from torch import Tensor
 
@@ -81,33 +79,27 @@ SHAPES = ODD | KERNELS | GEOMETRY | WIDTHS | {"long": Shape(c_slow=8, c=8, k=16,
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
-def random_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
+def call_of(shape: Shape, draw: Draw, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
+    """A call with every argument but those ``absent``."""
     s = shape
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {
-        "slow": torch.randn(s.n, s.c_slow, s.t, s.h, s.w).to(dtype),
-        "fast": torch.randn(s.n, s.c, s.t_fast, s.h, s.w).to(dtype),
-        "weight": (torch.randn(s.k, s.c, s.kt, 1, 1) / math.sqrt(s.c * s.kt)).to(dtype),
-        "scale": (torch.rand(s.k) + 0.5).to(wide),
-        "shift": torch.randn(s.k).to(wide),
+        "slow": draw(s.n, s.c_slow, s.t, s.h, s.w),
+        "fast": draw(s.n, s.c, s.t_fast, s.h, s.w),
+        "weight": draw.weight(s.k, s.c, s.kt, 1, 1),
+        "scale": draw.scale(s.k),
+        "shift": draw.shift(s.k),
     }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    grad = torch.randn(s.n, s.c_slow + s.k, s.t, s.h, s.w).to(dtype)
+    tensors = without(tensors, absent)
+    grad = draw(s.n, s.c_slow + s.k, s.t, s.h, s.w)
     return Call("lateral_concat", tensors, s.options | {"relu": relu}, tuple(tensors) if gradients else (), grad)
 
 
-def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True) -> Call:
-    s = shape
-    tensors = {
-        "slow": small_integers(s.n, s.c_slow, s.t, s.h, s.w, dtype=dtype),
-        "fast": small_integers(s.n, s.c, s.t_fast, s.h, s.w, dtype=dtype),
-        "weight": small_integers(s.k, s.c, s.kt, 1, 1, dtype=dtype),
-        "scale": integer_scales(s.k, dtype=dtype),
-        "shift": small_integers(s.k, dtype=dtype),
-    }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    grad = small_integers(s.n, s.c_slow + s.k, s.t, s.h, s.w, dtype=dtype)
-    return Call("lateral_concat", tensors, s.options | {"relu": relu}, tuple(tensors), grad)
+def random_call(shape: Shape, dtype: torch.dtype, *absent: str, **options: bool) -> Call:
+    return call_of(shape, Normal(dtype), *absent, **options)
+
+
+def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, **options: bool) -> Call:
+    return call_of(shape, Integers(dtype), *absent, **options)
 
 
 @dtypes
@@ -221,13 +213,10 @@ def test_reference_is_stock_modules() -> None:
     shape = Shape(kt=7, alpha=4, t=3)
     call = random_call(shape, torch.float64)
     conv = torch.nn.Conv3d(shape.c, shape.k, (7, 1, 1), stride=(4, 1, 1), padding=(3, 0, 0), bias=False).double()
-    norm = torch.nn.BatchNorm3d(shape.k).double().eval()
+    norm, folded = evaluated_norm(shape.k)
     with torch.no_grad():
         conv.weight.copy_(call.tensors["weight"])
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.uniform_(0.5, 1.5)
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        tensors = call.tensors | {"scale": scale, "shift": norm.bias - norm.running_mean * scale}
+        tensors = call.tensors | folded
         stock = torch.cat([tensors["slow"], norm(conv(tensors["fast"])).relu()], 1)
         ours = reference.lateral_concat(**tensors, **shape.options)
     torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from op_arguments import Draw, Integers, Normal
 from op_testing import (
     CHANNELS_LAST,
     LAYOUTS,
     Call,
     assert_as_exact_as_pytorch,
+    assert_autocast,
     assert_dense,
     assert_exact,
+    assert_same_alone_and_in_a_batch,
     assert_same_for_any_number_of_threads,
     dtypes,
-    small_integers,
 )
 from torch import Tensor
 
@@ -59,27 +61,21 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 few_shapes = pytest.mark.parametrize("shape", [Shape(residual=True), SHAPES["bare"]], ids=["all", "bare"])
 
 
-def call_of(shape: Shape, draw: Any, vector: Any) -> Call:
+def call_of(shape: Shape, draw: Draw) -> Call:
     s = shape
-    tensors = {"x": draw(s.n, s.c, s.t, s.h, s.w), "weight": draw(s.k, s.c, 1, 3, 3)}
-    tensors |= {"shift": vector(s.k)} if s.shift else {}
+    tensors = {"x": draw(s.n, s.c, s.t, s.h, s.w), "weight": draw.weight(s.k, s.c, 1, 3, 3)}
+    tensors |= {"shift": draw.shift(s.k)} if s.shift else {}
     tensors |= {"residual": draw(s.n, s.k, s.t, s.h, s.w)} if s.residual else {}
     return Call("spatial_conv", tensors, {"relu": s.relu})
 
 
 def random_call(shape: Shape, dtype: torch.dtype) -> Call:
-    """Sums of products have variance 1."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    call = call_of(shape, lambda *size: torch.randn(size).to(dtype), lambda size: torch.randn(size).to(wide))
-    call.tensors["weight"] /= 3 * math.sqrt(shape.c)
-    return call
+    return call_of(shape, Normal(dtype))
 
 
 def integer_call(shape: Shape, dtype: torch.dtype) -> Call:
     """Transformed weights are quarters, every sum is exact in float32."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    draw = lambda *size: small_integers(*size, dtype=dtype)  # noqa: E731
-    return call_of(shape, draw, lambda size: small_integers(size, dtype=wide))
+    return call_of(shape, Integers(dtype))
 
 
 @dtypes
@@ -148,11 +144,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_same_bits_alone_and_in_a_batch() -> None:
-    call = random_call(Shape(n=3, c=200, h=9, w=9), torch.float32)
-    together = call.run()["output"]
-    for i in range(3):
-        alone = replace(call, tensors=call.tensors | {"x": call.tensors["x"][i : i + 1]}).run()["output"]
-        assert torch.equal(alone, together[i : i + 1])
+    assert_same_alone_and_in_a_batch(random_call(Shape(n=3, c=200, h=9, w=9), torch.float32))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -166,12 +158,7 @@ def test_what_is_not_finite_goes_no_further(value: float) -> None:
 
 
 def test_autocast() -> None:
-    call = random_call(Shape(residual=True), torch.float32)
-    cast = {name: t.to(torch.bfloat16) if t.dim() == 5 else t for name, t in call.tensors.items()}
-    with torch.autocast("cpu", torch.bfloat16):
-        y = call.run()["output"]
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, replace(call, tensors=cast).run()["output"])
+    assert_autocast(random_call(Shape(residual=True), torch.float32), torch.bfloat16, "cpu")
 
 
 def test_a_gradient_is_refused() -> None:

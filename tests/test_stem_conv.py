@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_arguments import Draw, Integers, Normal
 from op_testing import (
     LAYOUTS,
     Call,
@@ -19,8 +20,6 @@ from op_testing import (
     assert_exact,
     assert_same_for_any_number_of_threads,
     dtypes,
-    integer_scales,
-    small_integers,
 )
 from torch import nn
 
@@ -48,15 +47,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def random_call(case: tuple, dtype: torch.dtype, shift: bool = True, relu: bool = True) -> Call:
+def call_of(case: tuple, draw: Draw, shift: bool = True, relu: bool = True) -> Call:
     shape, k, kernel, stride, padding = case
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = {"x": torch.randn(shape).to(dtype), "weight": torch.randn(k, shape[1], *kernel).to(dtype)}
+    tensors = {"x": draw(*shape), "weight": draw.weight(k, shape[1], *kernel)}
     if shift:
-        tensors["shift"] = torch.randn(k).to(wide)
+        tensors["shift"] = draw.shift(k)
     out = [(i + 2 * p - w) // s + 1 for i, w, s, p in zip(shape[2:], kernel, stride, padding, strict=True)]
     options: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
-    return Call("stem_conv", tensors, options, tuple(tensors), torch.randn(shape[0], k, *out).to(dtype))
+    return Call("stem_conv", tensors, options, tuple(tensors), draw(shape[0], k, *out))
+
+
+def random_call(case: tuple, dtype: torch.dtype, **options: bool) -> Call:
+    return call_of(case, Normal(dtype), **options)
 
 
 @dtypes
@@ -75,12 +77,7 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
 def test_each_product_meets_its_place() -> None:
     """Small integers: every sum is exact, and so is every value of every result, in a frame of many bands too."""
     for case in (*CASES.values(), ((1, 3, 2, 130, 41), 8, (1, 7, 7), (1, 2, 2), (0, 3, 3))):
-        call = random_call(case, torch.float32)
-        shapes = {name: tensor.shape for name, tensor in call.tensors.items()}
-        call.tensors.update({name: small_integers(*shapes[name], dtype=torch.float32) for name in ("x", "weight")})
-        call.tensors["shift"] = integer_scales(case[1], torch.float32)
-        call.grad.copy_(small_integers(*call.grad.shape, dtype=torch.float32))
-        assert_exact(call, "contiguous")
+        assert_exact(call_of(case, Integers(torch.float32)), "contiguous")
 
 
 def test_nan_and_infinity() -> None:

@@ -4,7 +4,6 @@ test_batch_norm.py."""
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import device_of
+from op_arguments import Draw, Integers, Normal, evaluated_norm, without
 from op_testing import (
     CHANNELS_LAST,
     LAYOUTS,
@@ -25,9 +25,7 @@ from op_testing import (
     assert_exact,
     assert_same_for_any_number_of_threads,
     dtypes,
-    integer_scales,
     lay_out,
-    small_integers,
 )
 from torch import Tensor
 
@@ -90,34 +88,27 @@ SHAPES = ODD | KERNELS | GEOMETRY | WIDTHS | LONG
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
-def random_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
-    """A call with every argument but those ``absent``. Sums of C * kt products have variance 1."""
+def call_of(shape: Shape, draw: Draw, *absent: str, relu: bool = True, gradients: bool = True) -> Call:
+    """A call with every argument but those ``absent``."""
     s = shape
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    out = (s.n, s.k, s.t_out, s.h, s.w)
     tensors = {
-        "x": torch.randn(s.n, s.c, s.t, s.h, s.w).to(dtype),
-        "weight": (torch.randn(s.k, s.c, s.kt, 1, 1) / math.sqrt(s.c * s.kt)).to(dtype),
-        "scale": (torch.rand(s.k) + 0.5).to(wide),
-        "shift": torch.randn(s.k).to(wide),
-        "residual": torch.randn(s.n, s.k, s.t_out, s.h, s.w).to(dtype),
+        "x": draw(s.n, s.c, s.t, s.h, s.w),
+        "weight": draw.weight(s.k, s.c, s.kt, 1, 1),
+        "scale": draw.scale(s.k),
+        "shift": draw.shift(s.k),
+        "residual": draw(*out),
     }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    grad = torch.randn(s.n, s.k, s.t_out, s.h, s.w).to(dtype)
-    return Call("temporal_conv", tensors, s.options | {"relu": relu}, tuple(tensors) if gradients else (), grad)
+    tensors = without(tensors, absent)
+    return Call("temporal_conv", tensors, s.options | {"relu": relu}, tuple(tensors) if gradients else (), draw(*out))
 
 
-def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, relu: bool = True) -> Call:
-    s = shape
-    tensors = {
-        "x": small_integers(s.n, s.c, s.t, s.h, s.w, dtype=dtype),
-        "weight": small_integers(s.k, s.c, s.kt, 1, 1, dtype=dtype),
-        "scale": integer_scales(s.k, dtype=dtype),
-        "shift": small_integers(s.k, dtype=dtype),
-        "residual": small_integers(s.n, s.k, s.t_out, s.h, s.w, dtype=dtype),
-    }
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    grad = small_integers(s.n, s.k, s.t_out, s.h, s.w, dtype=dtype)
-    return Call("temporal_conv", tensors, s.options | {"relu": relu}, tuple(tensors), grad)
+def random_call(shape: Shape, dtype: torch.dtype, *absent: str, **options: bool) -> Call:
+    return call_of(shape, Normal(dtype), *absent, **options)
+
+
+def integer_call(shape: Shape, dtype: torch.dtype, *absent: str, **options: bool) -> Call:
+    return call_of(shape, Integers(dtype), *absent, **options)
 
 
 @dtypes
@@ -274,16 +265,11 @@ def test_reference_is_stock_modules(seed: int) -> None:
     shape = Shape(t=9, kt=5, stride=2)
     call = random_call(shape, torch.float64, "scale", "shift")
     conv = torch.nn.Conv3d(shape.c, shape.k, (5, 1, 1), stride=(2, 1, 1), padding=(2, 0, 0), bias=False).double()
-    norm = torch.nn.BatchNorm3d(shape.k).double().eval()
+    norm, folded = evaluated_norm(shape.k)
     with torch.no_grad():
         conv.weight.copy_(call.tensors["weight"])
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.uniform_(0.5, 1.5)
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         stock = F.relu(norm(conv(call.tensors["x"])) + call.tensors["residual"])
-        ours = reference.temporal_conv(
-            **call.tensors, scale=scale, shift=norm.bias - norm.running_mean * scale, **call.options
-        )
+        ours = reference.temporal_conv(**call.tensors, **folded, **call.options)
     torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
 
 

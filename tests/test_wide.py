@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_host.build import Harness
+from op_arguments import Draw, Integers, Normal, accumulation
 from op_testing import (
     ROWS,
     Call,
@@ -16,39 +17,33 @@ from op_testing import (
     assert_exact,
     dtypes,
     lay_out,
-    small_integers,
 )
 from torch import Tensor
 
 from slowfast_fast import ops, reference
 
 
-def tensors(dtype: torch.dtype, n: int, c: int, k: int, taps: int, exact: bool = False) -> dict[str, Tensor]:
-    def draw(*shape: int) -> Tensor:
-        return small_integers(*shape, dtype=dtype) if exact else torch.randn(shape).to(dtype)
-
+def tensors(draw: Draw, n: int, c: int, k: int, taps: int) -> dict[str, Tensor]:
     return {
         "x": draw(n, c, 3, 5, 4),
-        "weight": draw(k, c, taps, 1, 1),
-        "shift": draw(k),
+        "weight": draw.weight(k, c, taps, 1, 1),
+        "shift": draw.shift(k),
         "residual": draw(n, k, 3, 5, 4),
         "fast": draw(n, 6, 12, 5, 4),
-        "lateral_weight": draw(9, 6, 7, 1, 1),
-        "lateral_shift": draw(9),
+        "lateral_weight": draw.weight(9, 6, 7, 1, 1),
+        "lateral_shift": draw.shift(9),
     }
 
 
-def conv_call(dtype: torch.dtype, exact: bool = False) -> Call:
+def conv_call(draw: Draw) -> Call:
     taps = int(torch.randint(0, 2, ())) * 2 + 1
-    given = tensors(dtype, 2, 20, 33, taps, exact)
-    return Call("temporal_conv_lateral_concat", given, {"alpha": 4, "relu": True})
+    return Call("temporal_conv_lateral_concat", tensors(draw, 2, 20, 33, taps), {"alpha": 4, "relu": True})
 
 
-def pool_call(dtype: torch.dtype, exact: bool = False) -> Call:
-    given = tensors(dtype, 2, 20, 33, 1, exact)
-    x = small_integers(2, 21, 3, 10, 7, dtype=dtype) if exact else torch.randn(2, 21, 3, 10, 7).to(dtype)
-    given = {"x": x, **{name: given[name] for name in ("fast", "lateral_weight", "lateral_shift")}}
-    return Call("max_pool_lateral_concat", given, {"alpha": 4, "kernel": 3, "stride": 2, "padding": 1})
+def pool_call(draw: Draw) -> Call:
+    given = {name: t for name, t in tensors(draw, 2, 20, 33, 1).items() if "lateral" in name or name == "fast"}
+    options = {"alpha": 4, "kernel": 3, "stride": 2, "padding": 1}
+    return Call("max_pool_lateral_concat", {"x": draw(2, 21, 3, 10, 7), **given}, options)
 
 
 calls = pytest.mark.parametrize("make", [conv_call, pool_call], ids=["conv", "pool"])
@@ -58,13 +53,13 @@ calls = pytest.mark.parametrize("make", [conv_call, pool_call], ids=["conv", "po
 @dtypes
 @pytest.mark.parametrize("layout", [*ROWS, "contiguous"])
 def test_as_exact_as_pytorch(poisoned: None, make: Any, dtype: torch.dtype, layout: str) -> None:
-    assert_as_exact_as_pytorch(lambda: make(dtype), layout)
+    assert_as_exact_as_pytorch(lambda: make(Normal(dtype)), layout)
 
 
 @calls
 @dtypes
 def test_exact(poisoned: None, make: Any, dtype: torch.dtype) -> None:
-    call = make(dtype, exact=True)
+    call = make(Integers(dtype))
     assert_exact(call)
     assert_dense(call.run()["output"])
 
@@ -73,7 +68,7 @@ def test_exact(poisoned: None, make: Any, dtype: torch.dtype) -> None:
 @calls
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_exact_on_a_gpu(make: Any, dtype: torch.dtype) -> None:
-    assert_exact(make(dtype, exact=True), device="cuda")
+    assert_exact(make(Integers(dtype)), device="cuda")
 
 
 @dtypes
@@ -83,10 +78,9 @@ def test_cuda_kernels_on_the_host(host: Harness, dtype: torch.dtype, channels: t
     c, k = channels
     t = {
         name: lay_out(v, "channels_last") if v.dim() == 5 and "weight" not in name else v
-        for name, v in tensors(dtype, 2, c, k, 3, exact=True).items()
+        for name, v in tensors(Integers(dtype), 2, c, k, 3).items()
     }
-    vector = torch.float64 if dtype == torch.float64 else torch.float32
-    shifts = t["shift"].to(vector), t["lateral_shift"].to(vector)
+    shifts = [t[name].to(accumulation(dtype)) for name in ("shift", "lateral_shift")]
     lateral = (t["fast"], t["lateral_weight"], shifts[1], 4, 3, True, False)
     out = host.temporal_conv_lateral_concat(t["x"], t["weight"], shifts[0], t["residual"], 1, 1, 1, True, *lateral)
     assert torch.equal(out, reference.temporal_conv_lateral_concat(**t, alpha=4))
@@ -99,7 +93,7 @@ def test_cuda_kernels_on_the_host(host: Harness, dtype: torch.dtype, channels: t
 @calls
 def test_opcheck(make: Any) -> None:
     """The fake kernels' strides are those of the kernels."""
-    call = make(torch.float32).to(layout="channels_last")
+    call = make(Normal(torch.float32)).to(layout="channels_last")
     t = call.tensors
     lateral = (t["fast"], t["lateral_weight"], t["lateral_shift"], 4, 3, True, False)
     if make is conv_call:
@@ -121,7 +115,7 @@ def test_opcheck(make: Any) -> None:
     ],
 )
 def test_wrong_arguments(change: dict[str, Tensor], error: type[Exception], message: str) -> None:
-    call = conv_call(torch.float32)
+    call = conv_call(Normal(torch.float32))
     with pytest.raises(error, match=message):
         ops.temporal_conv_lateral_concat(**{**call.tensors, **change}, alpha=4)
 
@@ -148,8 +142,8 @@ def test_packed_weights(poisoned: None, shape: tuple[int, int, int], frames: int
 
 @dtypes
 def test_packed_weights_in_cuda_kernels(host: Harness, dtype: torch.dtype) -> None:
-    x = lay_out(small_integers(2, 160, 4, 3, 3, dtype=dtype), "channels_last")
-    weight = small_integers(72, 160, 3, 1, 1, dtype=dtype)
+    x = lay_out(Integers(dtype)(2, 160, 4, 3, 3), "channels_last")
+    weight = Integers(dtype)(72, 160, 3, 1, 1)
     packed = host.temporal_conv_pack(x, weight, 1, 1, 1, False)
     arguments = (None, None, None, 1, 1, 1, True, False)
     launched = host.kernels(lambda: host.temporal_conv_packed(x, weight, packed, *arguments))

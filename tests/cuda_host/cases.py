@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from op_testing import Judgement, integer_scales, small_integers
+from op_arguments import accumulation, integer_scales, small_integers
+from op_testing import Judgement
 
 from .build import Harness
 
@@ -105,10 +106,6 @@ class Inputs:
     def leaves(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
         given = (self.x, self.weight, self.v1, self.v2, self.residual)
         return [None if t is None else t.detach().clone().to(dtype).requires_grad_() for t in given]
-
-
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def random_inputs(case: Case, dtype: torch.dtype, full: bool, seed: int) -> Inputs:
