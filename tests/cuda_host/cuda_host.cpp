@@ -20,15 +20,15 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/platform.cuh"
+
 namespace cuda_host {
 namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kMostThreads = 1024, kMostGridYZ = 65535;
 constexpr unsigned kWarp = 32;
-// Of a block on sm_80, the least of the architectures that are built for. A launch of more than 48 KB has to ask for
-// it.
-constexpr size_t kMostSharedBytes = 163 << 10;
+using slowfast_fast::cuda::kMostSharedBytes;
 
 struct Copy {
   void* to;
@@ -41,8 +41,7 @@ struct Copy {
   }
 };
 
-// Where a stack that is not running goes on. swapcontext would do, but for its system calls, which took most of the
-// time.
+// Where a stack that is not running goes on. Not by swapcontext, whose system calls would take most of the time.
 using Place = jmp_buf;
 
 struct Thread {
