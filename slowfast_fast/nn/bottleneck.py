@@ -1,6 +1,7 @@
 """The branches of residual blocks: a bottleneck (temporal, spatial and pointwise), or two spatial convolutions."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -132,7 +133,19 @@ create_basic_block.expansion = 1  # type: ignore[attr-defined]  # channels of a 
 
 
 class _Layers(nn.Module):
-    """The branch of a residual block: layers one after the other."""
+    """The branch of a residual block: layers one after the other, in modules that are named after their place."""
+
+    _names: ClassVar[tuple[tuple[str, str, str | None], ...]]  # of the layers' Parts; None where there is no such part
+
+    def __init__(self, *layers: Parts) -> None:
+        super().__init__()
+        for names, parts in zip(self._names, layers, strict=True):
+            for name, part in zip(names, parts, strict=True):
+                if name is not None:
+                    setattr(self, name, part)
+        final_norm = layers[-1][1]
+        if final_norm is not None:
+            final_norm.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim_in, T, H, W) -> (N, dim_out, T', H', W')."""
@@ -142,11 +155,16 @@ class _Layers(nn.Module):
 
     def layers(self) -> list[Parts]:
         """The layers as they are now, so that a residual block can run the last one with its sum and activation."""
-        raise NotImplementedError
+        return [
+            (getattr(self, conv), getattr(self, norm), None if act is None else getattr(self, act))
+            for conv, norm, act in self._names
+        ]
 
 
 class BottleneckBlock(_Layers):
     """``norm_c(conv_c(act_b(norm_b(conv_b(act_a(norm_a(conv_a(x))))))))``; norms and activations may be None."""
+
+    _names = (("conv_a", "norm_a", "act_a"), ("conv_b", "norm_b", "act_b"), ("conv_c", "norm_c", None))
 
     def __init__(
         self,
@@ -160,28 +178,13 @@ class BottleneckBlock(_Layers):
         conv_c: nn.Module,
         norm_c: nn.Module | None,
     ) -> None:
-        super().__init__()
-        self.conv_a = conv_a
-        self.norm_a = norm_a
-        self.act_a = act_a
-        self.conv_b = conv_b
-        self.norm_b = norm_b
-        self.act_b = act_b
-        self.conv_c = conv_c
-        self.norm_c = norm_c
-        if norm_c is not None:
-            norm_c.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
-
-    def layers(self) -> list[Parts]:
-        return [
-            (self.conv_a, self.norm_a, self.act_a),
-            (self.conv_b, self.norm_b, self.act_b),
-            (self.conv_c, self.norm_c, None),
-        ]
+        super().__init__((conv_a, norm_a, act_a), (conv_b, norm_b, act_b), (conv_c, norm_c, None))
 
 
 class BasicBlock(_Layers):
     """``norm_b(conv_b(act_a(norm_a(conv_a(x)))))``; norms and activation may be None."""
+
+    _names = (("conv_a", "norm_a", "act_a"), ("conv_b", "norm_b", None))
 
     def __init__(
         self,
@@ -192,14 +195,4 @@ class BasicBlock(_Layers):
         conv_b: nn.Module,
         norm_b: nn.Module | None,
     ) -> None:
-        super().__init__()
-        self.conv_a = conv_a
-        self.norm_a = norm_a
-        self.act_a = act_a
-        self.conv_b = conv_b
-        self.norm_b = norm_b
-        if norm_b is not None:
-            norm_b.block_final_bn = True  # type: ignore[assignment]  # init_weights sets its gamma to 0
-
-    def layers(self) -> list[Parts]:
-        return [(self.conv_a, self.norm_a, self.act_a), (self.conv_b, self.norm_b, None)]
+        super().__init__((conv_a, norm_a, act_a), (conv_b, norm_b, None))
