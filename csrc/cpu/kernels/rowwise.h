@@ -252,22 +252,25 @@ void finish_wgrad(const WgradResult& plan, int64_t begin, int64_t end) {
   for (int64_t index = begin; index < end; ++index) {
     const A* partial = static_cast<const A*>(plan.partial) + index * size;
     const int64_t k0 = index * plan.panel, lanes = plan.k - k0 < plan.panel ? plan.k - k0 : plan.panel;
-    double dscale[vector_pad] = {};
+    double dscale[vector_pad] = {}, scale[vector_pad];
+    for (int64_t l = 0; l < plan.panel; ++l)
+      scale[l] = plan.scale && l < lanes ? static_cast<const A*>(plan.scale)[k0 + l] : 1;
     // Blocks of channels, so that the scattered side of the transposition stays within a few cache lines a lane.
     for (int64_t c0 = 0; c0 < plan.c; c0 += gathered) {
-      const int64_t c1 = c0 + gathered < plan.c ? c0 + gathered : plan.c;
+      const int64_t count = plan.c - c0 < gathered ? plan.c - c0 : gathered;
       for (int64_t j = 0; j < plan.kt; ++j) {
-        double taps[gathered][vector_pad];
-        for (int64_t c = c0; c < c1; ++c) tap_gradient(plan, partial, chunk_size, j, c, taps[c - c0]);
-        for (int64_t l = 0; l < lanes; ++l) {
-          const double scale = plan.scale ? static_cast<const A*>(plan.scale)[k0 + l] : 1;
-          for (int64_t c = c0; c < c1; ++c) {
-            const int64_t at = (k0 + l) * plan.c * plan.kt + c * plan.stride_c + j * plan.stride_tap;
-            const double sum = taps[c - c0][l];
-            if (plan.dscale) dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at])) * sum;
-            if (plan.dweight) narrow(A(scale * sum), static_cast<T*>(plan.dweight) + at);
-          }
+        const int64_t first = k0 * plan.c * plan.kt + c0 * plan.stride_c + j * plan.stride_tap;
+        const auto at = [&](int64_t l, int64_t c) { return first + l * plan.c * plan.kt + c * plan.stride_c; };
+        A scaled[gathered][vector_pad];
+        for (int64_t c = 0; c < count; ++c) {
+          double tap[vector_pad];
+          tap_gradient(plan, partial, chunk_size, j, c0 + c, tap);
+          for (int64_t l = 0; plan.dscale && l < lanes; ++l)
+            dscale[l] += double(widen(static_cast<const T*>(plan.weight)[at(l, c)])) * tap[l];
+          for (int64_t l = 0; l < plan.panel; ++l) scaled[c][l] = A(scale[l] * tap[l]);
         }
+        for (int64_t l = 0; plan.dweight && l < lanes; ++l)
+          for (int64_t c = 0; c < count; ++c) narrow(scaled[c][l], static_cast<T*>(plan.dweight) + at(l, c));
       }
     }
     for (int64_t l = 0; plan.dscale && l < lanes; ++l) static_cast<A*>(plan.dscale)[k0 + l] = A(dscale[l]);
