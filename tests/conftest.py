@@ -8,7 +8,8 @@ import ctypes
 import os
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def in_threads(work: Callable[[Any], object], items: Collection[Any]) -> None:
+    """``work`` of every item, in as many threads as there are items; what one of them raises is raised here."""
+    with ThreadPoolExecutor(len(items)) as threads:
+        list(threads.map(work, items))
 
 
 M_PERTURB = -6  # mallopt: fill what malloc hands out with the complement of this byte, and what is freed with the byte

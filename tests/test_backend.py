@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import in_threads
 from torch import Tensor, nn
 
 import slowfast_fast
@@ -102,11 +103,7 @@ def test_forced_backend_is_of_its_thread() -> None:
             chosen[name] = choose("temporal_conv", X).backend
             inside.wait()
 
-    threads = [threading.Thread(target=run, args=(name,)) for name in ("reference", "cpu")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run, ("reference", "cpu"))
     assert chosen == {"reference": "reference", "cpu": "cpu"}
 
 

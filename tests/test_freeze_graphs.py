@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import in_threads
 from torch import Tensor, nn
 
 from slowfast_fast import backend
@@ -161,22 +161,13 @@ def test_a_capture_that_fails(cuda: Cuda) -> None:
 def test_many_threads_capture_a_shape_once(cuda: Cuda) -> None:
     run, calls = counted()
     given = [clip(1, size) for size in (1, 2, 3, 4)]
-    failed: list[BaseException] = []
 
     def work(first: int) -> None:
-        try:
-            for turn in range(12):
-                x = given[(first + turn) % len(given)]
-                assert run([x]).shape == x.shape
-        except BaseException as error:
-            failed.append(error)
+        for turn in range(12):
+            x = given[(first + turn) % len(given)]
+            assert run([x]).shape == x.shape
 
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    in_threads(work, range(4))
     assert len(calls) == len(given) * (WARM_UP + 1)
     assert len(cuda.replayed) == 4 * 12
 

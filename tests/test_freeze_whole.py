@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tf32
+from conftest import in_threads, tf32
 from network_testing import SMALL, clips, distance
 from test_freeze import FP32, assert_same, enliven, stock_and_frozen
 from torch import Tensor, nn
@@ -228,11 +227,7 @@ def test_graphs_of_several_shapes_streams_and_threads() -> None:
                 if not torch.allclose(graphed(given[index]), expected[index], rtol=1e-4, atol=1e-4):
                     wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(which,)) for which in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(3))
     assert not wrong
 
 

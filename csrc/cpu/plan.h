@@ -82,9 +82,9 @@ struct WgradResult {
   void *dweight, *dscale;  // each may be nullptr
 };
 
-// weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap * stride_tap] * factor[r]. Tasks:
+// weight[o, r, tap] of the product = from[o * stride_out + r * stride_reduced + tap * stride_tap] * factor[r]; for
+// winograd the four transformed matrices. `flip` reverses the taps (dgrad), which otherwise the tap table does. Tasks:
 // panels.
-// For winograd the four transformed matrices; `flip` reverses the taps (dgrad), which otherwise the tap table does.
 struct PackPlan {
   Dtype dtype;
   int64_t out, reduced, kt, stride_out, stride_reduced, stride_tap, panel, c_block;
