@@ -9,12 +9,13 @@ from click.testing import CliRunner
 from test_bench import CPU, measurement
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slowfast_fast.bench import main
+from slowfast_fast import create_slowfast
+from slowfast_fast.bench import main, network
 from slowfast_fast.bench.family import FAMILY, FamilyCase, FamilyProblem, speeds
 from slowfast_fast.bench.leg import Leg
 from slowfast_fast.bench.measure import FASTEST_STOCK, NETWORK_GEMM_SIZE
 from slowfast_fast.bench.memory import peak_bytes
-from slowfast_fast.bench.network import AUTOCAST, FROZEN, TRAINING, NetworkCase
+from slowfast_fast.bench.network import AUTOCAST, FROZEN, TRAINING, NetworkCase, NetworkProblem
 from slowfast_fast.bench.report import table
 from slowfast_fast.bench.run import prepare
 from slowfast_fast.bench.summary import STOCK, summarise
@@ -33,6 +34,17 @@ def test_network_variants_agree(network, direction):
     assert set(found.peaks) == (expected if direction == "bwd" else set())
     assert all(peak > 1 << 20 for peak in found.peaks.values())
     assert found.ours == (FROZEN if direction == "fwd" else OURS)
+
+
+def test_compiling_moves_no_weights(monkeypatch):
+    """A compiled training step's first result is that of a first step, with which it is compared."""
+    monkeypatch.setattr(network, "compile_module", lambda model, freeze: model)
+    problem = NetworkProblem(NetworkCase(Leg("float32", 2, crop=32), "bwd", "R50 4x16"), CPU)
+    first, compiled = (
+        problem.runner(create_slowfast, torch.channels_last_3d, compiled=value)() for value in (False, True)
+    )
+    for name, result in first.items():
+        torch.testing.assert_close(compiled[name], result, rtol=0, atol=0)
 
 
 def test_targets_of_a_network():

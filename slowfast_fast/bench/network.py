@@ -5,7 +5,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -180,16 +180,20 @@ class NetworkProblem:
 
         optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
 
-        def train() -> dict[str, Tensor]:
+        def train(update: bool = True) -> dict[str, Tensor]:
             logits = forward()
             F.cross_entropy(logits, self.labels).backward()
             gradients: dict[str, Any] = {name: parameter.grad for name, parameter in compared.items()}
-            optimizer.step()
+            if update:
+                optimizer.step()
             optimizer.zero_grad()
             return {"y": logits.detach(), **gradients}
 
         runner = train if training else evaluate
-        return compile_now(runner) if compiled else runner
+        if compiled:
+            # The weights must stay: what the first call gives is compared with a first step, whose second is far off.
+            compile_now(partial(train, update=False) if training else evaluate)
+        return runner
 
 
 def frozen(problem: NetworkProblem) -> Runner:
