@@ -351,8 +351,11 @@ def test_quick_run_writes_everything(tmp_path, capsys):
     assert png_path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
     document = json.loads(json_path.read_text())
-    assert set(document) == {"schema", "date", "versions", "machine", "settings", "summary", "cases", "left_out"}
+    assert set(document) == {
+        *("schema", "finished", "date", "versions", "machine", "settings", "summary", "cases", "left_out")
+    }
     assert document["schema"] == 2
+    assert document["finished"] is True
     assert document["left_out"] == []
     assert document["machine"]["threads"] == 1
     assert {"cpu", "cpu_capability", "load_average"} <= set(document["machine"])
@@ -451,6 +454,32 @@ def test_what_ends_a_case_early_costs_no_result(tmp_path, monkeypatch, error, re
     left_out = [reason, "the time was up", "the time was up"] if reason == "interrupted" else [reason]
     assert [case["reason"] for case in document["left_out"]] == left_out
     assert len(document["cases"]) == 4 - len(left_out)
+
+
+def test_a_killed_run_keeps_what_it_has(tmp_path, monkeypatch):
+    """The document is complete after every case; of one that is begun and not ended it says so."""
+    path = tmp_path / "run.json"
+    path.write_text("older")
+    seen: list[object] = []
+
+    class Killed(BaseException):
+        pass
+
+    def prepare_some(case, *arguments, **options):
+        seen.append(path.read_text() if not seen else json.loads(path.read_text()))
+        if len(seen) == 3:
+            raise Killed
+        return prepare(case, *arguments, **options)
+
+    monkeypatch.setattr(running, "prepare", prepare_some)
+    with pytest.raises(Killed):
+        bench(ops=["lateral_concat"], directions=["fwd"], device="cpu", compile=False, rounds=1, crops=[32], json=path)
+    assert seen[0] == "older", "nothing is lost before there is anything new"
+    document = json.loads(path.read_text())
+    assert document == seen[2]
+    assert [(len(d["cases"]), len(d["left_out"]), d["finished"]) for d in seen[1:]] == [(1, 3, False), (2, 2, False)]
+    assert {case["reason"] for case in document["left_out"]} == {"the run did not get there"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_settings_of_a_leg():

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast_fast import create_slowfast
 from slowfast_fast.bench import main, network
+from slowfast_fast.bench import run as running
 from slowfast_fast.bench.family import FAMILY, FamilyCase, FamilyProblem, speeds
 from slowfast_fast.bench.leg import Leg
 from slowfast_fast.bench.measure import FASTEST_STOCK, NETWORK_GEMM_SIZE
@@ -34,6 +35,37 @@ def test_network_variants_agree(network, direction):
     assert set(found.peaks) == (expected if direction == "bwd" else set())
     assert all(peak > 1 << 20 for peak in found.peaks.values())
     assert found.ours == (FROZEN if direction == "fwd" else OURS)
+    assert found.checked_clips is None, "there is one clip"
+
+
+@pytest.mark.parametrize("kind", [NetworkCase, FamilyCase])
+def test_some_clips_of_a_batch_are_checked(kind, monkeypatch):
+    """Exactly those of the call that is timed; a variant that gets one of them wrong is out, and the table says whose
+    errors it has."""
+
+    def wrong_in(clip):
+        def build(problem):
+            runner = variants["stock"](problem)
+            return lambda: {"y": runner()["y"].index_add(0, torch.tensor([clip]), torch.ones(1, width(runner)))}
+
+        return build
+
+    def width(runner):
+        return runner()["y"].shape[1]
+
+    variants = running.NETWORK_STOCK if kind is NetworkCase else running.FAMILY
+    name = "R50 4x16" if kind is NetworkCase else "slowfast_r18_8x8"
+    for clip in range(3):
+        monkeypatch.setitem(variants, f"wrong in {clip}", wrong_in(clip))
+    monkeypatch.delitem(variants, "OpenVINO", raising=False)
+    found, race = prepare(kind(Leg("float32", 3, 32), "fwd", name), CPU, compile=False)
+    assert found.checked_clips == [0, 2]
+    assert "relative error of y" in found.unavailable["wrong in 0"]
+    assert "relative error of y" in found.unavailable["wrong in 2"]
+    assert FROZEN in found.errors
+    assert race.calls["stock"]()["y"].shape[0] == 3
+    race.round()
+    assert "errors are those of 2 clips of 3: 0, 2" in table(found)
 
 
 def test_compiling_moves_no_weights(monkeypatch):

@@ -17,6 +17,7 @@ from ..models.registry import entry
 from ..nn.net import MultiPathWayWithFuse, Net
 from ..nn.stem import ResNetBasicStem
 from .cases import ELEMENT_SIZE
+from .clips import Clips
 from .leg import Leg
 from .network import FROZEN, NetworkCase, random_state
 from .variants import Runner
@@ -54,8 +55,7 @@ class FamilyProblem:
                 f"direction: expected fwd, which registered models are measured in, got {case.direction!r}"
             )
         self.case, self.device = case, device
-        generator = torch.Generator().manual_seed(seed)
-        self.clips = [torch.randn(size, generator=generator).to(device, case.dtype) for size in case.sizes]
+        self.clips = Clips(case.sizes, case.dtype, device, seed)
         self.state = random_state(self._create().to_empty(device="cpu"), seed)
 
     def model(self, dtype: torch.dtype) -> nn.Module:
@@ -64,26 +64,29 @@ class FamilyProblem:
         model.load_state_dict(state, assign=True)
         return model.to(dtype).eval()
 
-    def stock(self, memory_format: torch.memory_format, dtype: torch.dtype | None = None) -> Runner:
+    def stock(self, memory_format: torch.memory_format) -> Runner:
         """Every layer as a module of PyTorch's, in a layout."""
-        dtype = dtype or self.case.dtype
-        model = self.model(dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
-        clips = [clip.to(dtype, copy=True).contiguous(memory_format=memory_format) for clip in self.clips]
+        model = self.model(self.case.dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
+        clips = self.clips.laid_out(memory_format)
+        return _evaluated(lambda: _as_stock(model, self._argument(clips)))
 
-        def run() -> Any:
-            with _modules_alone():
-                return _layer_by_layer(model, clips if self._takes_list else clips[0])
+    def exact(self) -> dict[str, Tensor]:
+        """The results of the clips that are checked, one after the other, by stock in float64."""
+        model = self.model(torch.float64)
 
-        return _evaluated(run)
+        def rows(clip: int) -> Tensor:
+            return _evaluated(lambda: _as_stock(model, self._argument(self.clips.alone(clip))))()["y"]
+
+        return {"y": torch.cat([rows(clip) for clip in self.clips.checked])}
 
     def frozen(self) -> Runner:
         network = freeze(self.model(torch.float32), dtype=self.case.dtype)
-        clips = [clip.contiguous(memory_format=torch.channels_last_3d) for clip in self.clips]
-        return _evaluated(lambda: network(clips if self._takes_list else clips[0]))
+        clips = self.clips.laid_out(torch.channels_last_3d)
+        return _evaluated(lambda: network(self._argument(clips)))
 
-    @property
-    def _takes_list(self) -> bool:
-        return entry(self.case.network).alpha is not None
+    def _argument(self, clips: list[Tensor]) -> Any:
+        """The clips as the network takes them: a list of both pathways', or the tensor of its only one."""
+        return clips if entry(self.case.network).alpha is not None else clips[0]
 
     def _create(self) -> nn.Module:
         with torch.device("meta"):  # drawing initial weights would take longer than most cases
@@ -119,8 +122,9 @@ def caption(document: Mapping[str, Any]) -> str:
     legs = "; ".join(str(Leg(**leg)) for leg in settings["legs"])
     wait = machine.get("omp_wait_policy")
     threads = f"{machine['threads']} threads" + (f" (OMP_WAIT_POLICY={wait})" if wait else "")
+    unfinished = "" if document.get("finished", True) else "An unfinished run. "
     return (
-        f"Clips/s of frozen networks ({legs}), and how many times faster that is than stock, by medians of "
+        f"{unfinished}Clips/s of frozen networks ({legs}), and how many times faster that is than stock, by medians of "
         f"{settings['rounds']} interleaved rounds: {machine['cpu']}, {threads}, {machine['cpu_capability']}, "
         f"torch {versions['torch']}, commit {versions['commit'][:12]}, "
         f"{document['date'][:10]}; load average before the run {machine['load_average']}."
@@ -134,7 +138,7 @@ def _evaluated(run: Callable[[], Any]) -> Runner:
     @torch.inference_mode()
     def evaluate() -> dict[str, Tensor]:
         out = run()
-        return {"y": out if isinstance(out, Tensor) else torch.cat([part.flatten() for part in out])}
+        return {"y": out if isinstance(out, Tensor) else torch.cat([part.flatten(1) for part in out], 1)}
 
     return evaluate
 
@@ -147,6 +151,11 @@ def _modules_alone():
         yield
     finally:
         handle.remove()
+
+
+def _as_stock(model: nn.Module, x: Any) -> Any:
+    with _modules_alone():
+        return _layer_by_layer(model, x)
 
 
 def _layer_by_layer(module: nn.Module, x: Any) -> Any:

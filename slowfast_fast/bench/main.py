@@ -1,7 +1,6 @@
 """`bench`: what `python -m slowfast_fast bench` runs."""
 
 import itertools
-import json as json_module
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from .chart import draw, require_matplotlib
 from .leg import Leg
 from .measure import Measurement
 from .network import DEFAULT_NETWORK, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
-from .report import busy, document, heading, machine, table
+from .report import busy, document, heading, machine, table, write
 from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
 
@@ -64,7 +63,8 @@ def bench(
         rounds: how often each variant runs, by default 15.
         compile: whether torch.compile is among the variants (seconds to compile each case).
         autocast: whether automatic mixed precision is among the variants of training steps in float32.
-        json, png: where to write the document, and the chart of the first dtype (of ops, also first batch and crop).
+        json, png: where to write the document, after every case, with "finished" false until the last; and the chart of
+            the first dtype (of ops, also first batch and crop).
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
         budget: seconds within which the last case should end; the document names those left out. The crops, in each the
             batches, in each the dtypes are measured in the order given.
@@ -112,6 +112,13 @@ def bench(
         print("\n".join(filter(None, (heading(found), busy(found)))), end="\n\n")
         measurements: list[Measurement] = []
         left_out: list[dict[str, str]] = []
+
+        def keep(finished: bool = False) -> None:
+            if json is not None:
+                remaining = cases[len(measurements) + len(left_out) :]
+                missing = [*left_out, *(_without(case, "the run did not get there") for case in remaining)]
+                write(document(measurements, found, settings, missing, finished=finished), Path(json))
+
         clock = Budget(budget)
         for case in cases:
             if not clock.has_room_for(case):
@@ -130,11 +137,11 @@ def bench(
             else:
                 print(table(measurements[-1]), end="\n\n", flush=True)
             clock.took(case)
+            keep()
         print(summary_text(measurements))
         if left_out:
             print(f"{len(left_out)} of {len(cases)} cases were left out; the document names them and says why")
-        if json is not None:
-            Path(json).write_text(json_module.dumps(document(measurements, found, settings, left_out), indent=1) + "\n")
+        keep(finished=True)
         drawn = [m for m in measurements if m.ratio(STOCK) is not None and _drawn(m.case, legs[0])]
         if png is not None and drawn:
             precisions = ", ".join(dict.fromkeys(m.case.leg.precision for m in drawn))

@@ -184,6 +184,7 @@ class Measurement:
     errors: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)  # bytes; of a network's training step, see memory.py
     unavailable: dict[str, str] = field(default_factory=dict)
+    checked_clips: list[int] | None = None  # of the batch, those that errors are of; None for all
 
     @property
     def occurrences(self) -> int:

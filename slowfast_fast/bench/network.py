@@ -17,6 +17,7 @@ from .. import freeze
 from ..models import create_slowfast
 from ..reference.slowfast import SlowFast
 from .cases import DIRECTIONS, ELEMENT_SIZE
+from .clips import Clips
 from .leg import Leg
 from .variants import OURS, Runner, Unavailable, compile_module, compile_now
 
@@ -137,8 +138,7 @@ class NetworkProblem:
 
     def __init__(self, case: NetworkCase, device: torch.device, seed: int = 0) -> None:
         self.case, self.device = case, device
-        generator = torch.Generator().manual_seed(seed)
-        self.inputs = [torch.randn(size, generator=generator).to(device, case.dtype) for size in case.sizes]
+        self.clips = Clips(case.sizes, case.dtype, device, seed)
         self.labels = torch.arange(case.batch, device=device)
         self.state = random_state(_create(SlowFast, case), seed)
 
@@ -147,6 +147,15 @@ class NetworkProblem:
         model = _create(create, self.case).to(self.device)
         model.load_state_dict(self.state)
         return model.to(dtype).train(self.case.direction == "bwd")
+
+    def exact(self) -> dict[str, Tensor]:
+        """The results of stock in float64: of a training step, whose statistics are the batch's, all; of an evaluation
+        those of the clips that are checked, one after the other."""
+        if self.case.direction == "bwd":
+            return self.runner(SlowFast, torch.contiguous_format, dtype=torch.float64)()
+        model = self.model(SlowFast, torch.float64)
+        with torch.no_grad():
+            return {"y": torch.cat([model(self.clips.alone(clip)) for clip in self.clips.checked])}
 
     def runner(
         self,
@@ -162,7 +171,7 @@ class NetworkProblem:
         training = self.case.direction == "bwd"
         model = self.model(create, torch.float32 if half else dtype)
         model.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stubs lack this overload
-        inputs = [tensor.to(dtype, copy=True).contiguous(memory_format=memory_format) for tensor in self.inputs]
+        inputs = self.clips.laid_out(memory_format, dtype)
         network = compile_module(model, freeze=not training) if compiled else model
         # The first layer's gradient has passed through every other. In half precision, though, batch statistics amplify
         # rounding so much on the way that two correct networks need not agree in it.
@@ -201,7 +210,7 @@ def frozen(problem: NetworkProblem) -> Runner:
     if problem.case.direction == "bwd":
         raise Unavailable("a frozen network is for inference")
     network = freeze(problem.model(create_slowfast, torch.float32), dtype=problem.case.dtype)
-    inputs = [tensor.contiguous(memory_format=torch.channels_last_3d) for tensor in problem.inputs]
+    inputs = problem.clips.laid_out(torch.channels_last_3d)
 
     @torch.inference_mode()
     def evaluate() -> dict[str, Tensor]:
@@ -220,12 +229,12 @@ def openvino(problem: NetworkProblem) -> Runner:
     except ImportError as error:
         raise Unavailable("openvino is not installed: pip install openvino") from error
     with torch.no_grad():
-        program = torch.export.export(problem.model(SlowFast, torch.float32), (problem.inputs,))
+        program = torch.export.export(problem.model(SlowFast, torch.float32), (problem.clips.tensors,))
     converted = ov.convert_model(program)
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     # The default on CPUs with bfloat16 would be to compute in it.
     compiled = ov.compile_model(converted, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"})
-    inputs = [tensor.numpy() for tensor in problem.inputs]
+    inputs = [tensor.numpy() for tensor in problem.clips.tensors]
     return lambda: {"y": torch.from_numpy(compiled(inputs)[0])}
 
 

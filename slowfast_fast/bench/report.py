@@ -1,5 +1,6 @@
 """What a run of the benchmarks leaves behind: the table, the summary with its targets, and the JSON document."""
 
+import json
 import os
 import platform
 import subprocess
@@ -51,6 +52,9 @@ def table(measurement: Measurement) -> str:
             + (f"{measurement.peaks[name] / 1e6:>9.0f}" if name in measurement.peaks else "")
         )
     lines += [f"  {name}: not run, {reason}" for name, reason in measurement.unavailable.items()]
+    if measurement.checked_clips is not None:
+        checked = measurement.checked_clips
+        lines.append(f"  errors are those of {len(checked)} clips of {case.leg.batch}: {', '.join(map(str, checked))}")
     return "\n".join(lines)
 
 
@@ -113,14 +117,18 @@ def document(
     machine: Mapping[str, Any],
     settings: Mapping[str, Any],
     left_out: Sequence[Mapping[str, str]] = (),
+    *,
+    finished: bool = True,
 ) -> dict[str, Any]:
     """The JSON document of a run. Times are seconds, one per round; rates are 10^9 bytes and operations per second.
 
     `machine` is as it was before the run, because its load average is to show what else ran. `left_out` names the
-    cases that were asked for and not measured, each with its leg and the reason.
+    cases that were asked for and not measured, each with its leg and the reason. A document that is not `finished` was
+    written on the way, and what it stands in was ended by force if nothing runs any more.
     """
     return {
         "schema": SCHEMA,
+        "finished": finished,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": dict(machine),
@@ -143,6 +151,16 @@ def document(
     }
 
 
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """The document in place of an older one, at once: whoever reads or is killed meanwhile has the one or the other."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def _case(measurement: Measurement) -> dict[str, Any]:
     case = measurement.case
     shape = {"network": case.network} if isinstance(case, NetworkCase) else asdict(case.shape)
@@ -162,6 +180,7 @@ def _case(measurement: Measurement) -> dict[str, Any]:
         "ours": measurement.ours,
         "variants": {name: rates(measurement, name) for name in measurement.variants},
         "unavailable": measurement.unavailable,
+        "checked_clips": measurement.checked_clips,  # that relative_error is of; null for all
     }
 
 

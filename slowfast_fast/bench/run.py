@@ -1,8 +1,9 @@
 """From a case to a measurement: build every variant, check that they agree with float64, then race them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -24,7 +25,6 @@ from .network import (
     OP,
     NetworkCase,
     NetworkProblem,
-    SlowFast,
 )
 from .shapes import network_shapes
 from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eager
@@ -71,13 +71,13 @@ def prepare(
 
     A variant that can't run the case, or gives wrong numbers, is left out; `Measurement.unavailable` says why.
     """
-    builders, chosen, exact, allowed = _variants(case, device, seed)
-    measurement = Measurement(case, device.type, chosen)
+    field = _field(case, device, seed)
+    measurement = Measurement(case, device.type, field.chosen, checked_clips=field.checked)
     calls: dict[str, Callable[[], object]] = {}
     left_out = {} if compile else {COMPILED: "left out: compiling every case takes minutes"}
     if not autocast:
         left_out[AUTOCAST] = "left out: a processor without bfloat16 instructions takes many times as long"
-    for name, build in builders.items():
+    for name, build in field.builders.items():
         if name in left_out:
             measurement.unavailable[name] = left_out[name]
             continue
@@ -91,10 +91,12 @@ def prepare(
             measurement.unavailable[name] = "out of device memory"
             continue
         if name == AUTOCAST:
-            expected = {key: value for key, value in exact.items() if key in results}
+            expected = {key: value for key, value in field.exact.items() if key in results}
             bounds = tolerance(NETWORK_TOLERANCE, replace(case.leg, precision="bfloat16"), device)
         else:
-            expected, bounds = exact, allowed
+            expected, bounds = field.exact, field.allowed
+        if field.checked is not None:
+            results = {"y": results["y"][field.checked]}
         measurement.errors[name], wrong = disagreement(results, expected, bounds)
         del results  # with the gradients in it
         if wrong is None:
@@ -109,27 +111,32 @@ def prepare(
     return measurement, race
 
 
-def _variants(
-    case: Case | NetworkCase, device: torch.device, seed: int
-) -> tuple[dict[str, Callable[[], Runner]], str, dict[str, torch.Tensor], tuple[float, float]]:
-    """Builders by name, the name that `auto` picks, the results in float64, and how far from them a variant may be."""
-    if isinstance(case, FamilyCase):
-        family = FamilyProblem(case, device, seed)
-        return (
-            {name: partial(build, family) for name, build in FAMILY.items()},
-            FROZEN,
-            _without_search(family.stock(torch.contiguous_format, torch.float64)),
-            tolerance(NETWORK_TOLERANCE, case.leg, device),
-        )
+@dataclass(frozen=True)
+class _Field:
+    """Who races in a case, and what they are held against before."""
+
+    builders: Mapping[str, Callable[[], Runner]]
+    chosen: str  # the variant that `auto` picks
+    exact: dict[str, torch.Tensor]  # the results in float64
+    allowed: tuple[float, float]  # how far from those a variant may be
+    checked: list[int] | None = None  # the clips that `exact` is of, None for all
+
+
+def _field(case: Case | NetworkCase, device: torch.device, seed: int) -> _Field:
     if isinstance(case, NetworkCase):
-        network = NetworkProblem(case, device, seed)
-        variants = NETWORK_STOCK | NETWORK_OURS
-        exact = _without_search(network.runner(SlowFast, torch.contiguous_format, dtype=torch.float64))
-        return (
+        network: Any  # each kind with the variants that take it
+        variants: Mapping[str, Callable[[Any], Runner]]
+        if isinstance(case, FamilyCase):
+            network, variants = FamilyProblem(case, device, seed), FAMILY
+        else:
+            network, variants = NetworkProblem(case, device, seed), NETWORK_STOCK | NETWORK_OURS
+        training = case.direction == "bwd"
+        return _Field(
             {name: partial(build, network) for name, build in variants.items()},
-            OURS if case.direction == "bwd" else FROZEN,
-            exact,
+            OURS if training else FROZEN,
+            _without_search(network.exact),
             tolerance(NETWORK_TOLERANCE, case.leg, device),
+            None if training or len(network.clips.checked) == case.batch else network.clips.checked,
         )
     problem = Problem.random(case, device, seed)
     stock = {name: lambda build=build: build(problem) for name, build in STOCK.items()}
@@ -139,7 +146,7 @@ def _variants(
     op = problem.op if case.direction == "bwd" else case.shape.op
     chosen = choose(op, problem.x, problem.weight, case.shape.stride, tf32=case.leg.tf32).backend
     exact = _without_search(stock_eager(problem.to(dtype=torch.float64)))
-    return {**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.leg, device)
+    return _Field({**stock, **own}, f"{OURS} {chosen}", exact, tolerance(TOLERANCE, case.leg, device))
 
 
 def _without_search(runner: Runner) -> dict[str, torch.Tensor]:
