@@ -63,6 +63,7 @@ def info(as_json: bool) -> None:
 @click.option("--autocast/--no-autocast", default=True, help="Whether training steps are raced in mixed precision, too")
 @click.option("--quick", is_flag=True, help="A few shapes and rounds: to see that it works, not to measure")
 @click.option("--budget", type=float, help="Seconds; cases that would not fit are left out")
+@click.option("--case-seconds", type=float, help="No further rounds of a case after so many seconds, but 3 in any case")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs and parameters")
 @click.option("--out", default="slowfast_fast-bench", show_default=True, help="Write OUT.json and OUT.png")
 @click.option("--chart/--no-chart", default=True, help="Whether to draw OUT.png (needs matplotlib)")
@@ -81,6 +82,35 @@ def bench(out: str, chart: bool, **options: Any) -> None:
         benchmarks.bench(**chosen, json=f"{out}.json", png=f"{out}.png" if chart else None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+@main.command()
+@click.argument(
+    "documents",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE...",
+)
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw the chart here (needs matplotlib)")
+def results(documents: tuple[Path, ...], png: Path | None) -> None:
+    """Whole networks of documents that `bench` wrote, as a table in Markdown; also of runs that did not finish."""
+    from .bench.chart import draw
+    from .bench.report import heading, network_table
+
+    runs = [json.loads(path.read_text()) for path in documents]
+    for path, run in zip(documents, runs, strict=True):
+        if not run.get("finished", True):
+            click.echo(f"{path} is of a run that did not finish", err=True)
+    cases = [case for run in runs for case in run["cases"] if "network" in case["shape"]]
+    if not cases:
+        raise click.UsageError("there is no whole network in what these runs measured")
+    click.echo(network_table(cases))
+    if png is not None:
+        try:
+            draw(cases, png, heading(runs[0]["machine"], runs[0]["versions"]))
+        except (ImportError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
 
 
 @main.command()

@@ -1,21 +1,21 @@
 """`bench`: what `python -m slowfast_fast bench` runs."""
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from ..models import list_models
+from .budget import Budget, most_wanted_first
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .leg import Leg
 from .measure import Measurement
 from .network import DEFAULT_NETWORK, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
-from .report import busy, document, heading, machine, table, write
+from .report import busy, document, figures, heading, machine, table, write
 from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
 
@@ -41,6 +41,7 @@ def bench(
     png: str | Path | None = None,
     quick: bool = False,
     budget: float | None = None,
+    case_seconds: float | None = None,
     seed: int = 0,
 ) -> None:
     """Measure ours against stock, at every shape of SlowFast R50 8x8 or whole networks; print tables and summary.
@@ -66,8 +67,10 @@ def bench(
         json, png: where to write the document, after every case, with "finished" false until the last; and the chart of
             the first dtype (of ops, also first batch and crop).
         quick: one shape of each op and pathway, 3 rounds, no torch.compile: to see that it works, not to measure.
-        budget: seconds within which the last case should end; the document names those left out. The crops, in each the
-            batches, in each the dtypes are measured in the order given.
+        budget: seconds within which the last case should end; the document names those left out. Ops come in the order
+            given: the crops, in each the batches, in each the dtypes. Of whole networks alone those that have a target
+            come first, then the others by their FLOPs.
+        case_seconds: a case has no further rounds after so many seconds of them, but 3 in any case.
         seed: of the inputs and parameters.
 
     Raises:
@@ -100,6 +103,7 @@ def bench(
     cases = [case for leg in legs for case in find_cases(ops, directions, leg, networks or (DEFAULT_NETWORK,))]
     if quick:
         cases = list({_kind(case): case for case in reversed(cases)}.values())[::-1]
+    cases = most_wanted_first(cases, place.type)
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     compile = compile and not quick
 
@@ -107,7 +111,8 @@ def bench(
     torch.set_num_threads(threads or threads_before)
     try:
         settings: dict[str, Any] = {"legs": [asdict(leg) for leg in legs], "device": str(place), "rounds": rounds}
-        settings |= {"compile": compile, "autocast": autocast, "quick": quick, "budget": budget, "seed": seed}
+        settings |= {"compile": compile, "autocast": autocast, "quick": quick, "budget": budget}
+        settings |= {"case_seconds": case_seconds, "seed": seed}
         found = machine(place)
         print("\n".join(filter(None, (heading(found), busy(found)))), end="\n\n")
         measurements: list[Measurement] = []
@@ -119,13 +124,14 @@ def bench(
                 missing = [*left_out, *(_without(case, "the run did not get there") for case in remaining)]
                 write(document(measurements, found, settings, missing, finished=finished), Path(json))
 
-        clock = Budget(budget)
+        clock = Budget(budget, rounds, case_seconds)
         for case in cases:
             if not clock.has_room_for(case):
                 left_out.append(_without(case, "the time was up"))
                 continue
             try:
-                measurements.append(run(case, place, rounds=rounds, compile=compile, autocast=autocast, seed=seed))
+                options: dict[str, Any] = {"compile": compile, "autocast": autocast, "seed": seed}
+                measurements.append(run(case, place, rounds=rounds, seconds=case_seconds, **options))
             except KeyboardInterrupt:  # what has been measured is kept
                 clock.stop()
                 left_out.append(_without(case, "interrupted"))
@@ -136,7 +142,8 @@ def bench(
                 print(f"{case.name} ({case.leg}) failed: {error}", end="\n\n", flush=True)
             else:
                 print(table(measurements[-1]), end="\n\n", flush=True)
-            clock.took(case)
+            measured = measurements[-1] if measurements and measurements[-1].case is case else None
+            clock.took(case, measured)
             keep()
         print(summary_text(measurements))
         if left_out:
@@ -145,41 +152,13 @@ def bench(
         drawn = [m for m in measurements if m.ratio(STOCK) is not None and _drawn(m.case, legs[0])]
         if png is not None and drawn:
             precisions = ", ".join(dict.fromkeys(m.case.leg.precision for m in drawn))
-            draw(drawn, png, f"{heading(found)}\n{precisions if ops == (OP,) else legs[0]}")
+            draw([figures(m) for m in drawn], png, f"{heading(found)}\n{precisions if ops == (OP,) else legs[0]}")
         elif png is not None:
             print(f"nothing to draw: {legs[0]} has no measurement of both stock and ours")
         if failed := sum(case["reason"].startswith("failed") for case in left_out):
             raise RuntimeError(f"{failed} of {len(cases)} cases failed")
     finally:
         torch.set_num_threads(threads_before)
-
-
-class Budget:
-    """Seconds for a run: a case is begun if one that took as long as the longest of its kind would still fit."""
-
-    # For the first of a kind. cuDNN's search for the fastest algorithm takes most of it.
-    GUESS: ClassVar[dict[str, float]] = {"Case": 5.0, "NetworkCase": 60.0, "FamilyCase": 30.0}
-
-    def __init__(self, seconds: float | None) -> None:
-        self._end = float("inf") if seconds is None else time.monotonic() + seconds
-        self._longest: dict[tuple[str, str], float] = {}
-        self._begun = 0.0
-
-    def has_room_for(self, case: Case | NetworkCase) -> bool:
-        self._begun = time.monotonic()
-        kind = self._kind(case)
-        return self._begun + self._longest.get(kind, self.GUESS[kind[0]]) <= self._end
-
-    def stop(self) -> None:
-        self._end = float("-inf")
-
-    def took(self, case: Case | NetworkCase) -> None:
-        kind = self._kind(case)
-        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - self._begun)
-
-    @staticmethod
-    def _kind(case: Case | NetworkCase) -> tuple[str, str]:
-        return type(case).__name__, case.direction
 
 
 def _drawn(case: Case | NetworkCase, first: Leg) -> bool:

@@ -58,6 +58,26 @@ def table(measurement: Measurement) -> str:
     return "\n".join(lines)
 
 
+def network_table(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Whole networks of documents in Markdown: of ours time, rate and share of the limit, and how many times faster
+    than every other variant it is; empty where one did not run."""
+    others = dict.fromkeys(name for case in cases for name in case["variants"] if name != case["ours"])
+    lines = [["network", "ms (p50)", "p95", "clips/s", "% of the limit", *(f"x {name}" for name in others)]]
+    for case in cases:
+        variants, row = case["variants"], [case["name"].split(" ", 1)[1]]
+        if (ours := variants.get(case["ours"])) is None:
+            row += [""] * (4 + len(others))
+        else:
+            row += [
+                f"{1e3 * ours[key]:.0f}" if ours[key] >= 0.1 else f"{1e3 * ours[key]:.2f}" for key in ("median", "p95")
+            ]
+            row += [f"{ours['clips_per_second']:.2f}", f"{ours['percent_of_limit']:.0f}"]
+            row += [f"{variants[name]['median'] / ours['median']:.2f}" if name in variants else "" for name in others]
+        lines.append(row)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     found: dict[str, Any] = {
@@ -79,9 +99,9 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def heading(machine: Mapping[str, Any]) -> str:
-    """Where and with what, in one line."""
-    found = versions()
+def heading(machine: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> str:
+    """Where and with what, in one line. `found`: the versions, by default those of this process."""
+    found = found or versions()
     where = f"{machine['gpu']}, {machine['cpu']}" if "gpu" in machine else machine["cpu"]
     return (
         f"{where}, {machine['threads']} threads, {machine['cpu_capability']}, torch {found['torch']}, "
@@ -146,7 +166,7 @@ def document(
             }
             for answer in summarise(measurements)
         ],
-        "cases": [_case(measurement) for measurement in measurements],
+        "cases": [figures(measurement) for measurement in measurements],
         "left_out": [dict(case) for case in left_out],
     }
 
@@ -161,7 +181,8 @@ def write(document: Mapping[str, Any], path: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def _case(measurement: Measurement) -> dict[str, Any]:
+def figures(measurement: Measurement) -> dict[str, Any]:
+    """One case as the document has it."""
     case = measurement.case
     shape = {"network": case.network} if isinstance(case, NetworkCase) else asdict(case.shape)
     return {

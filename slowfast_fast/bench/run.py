@@ -1,5 +1,6 @@
 """From a case to a measurement: build every variant, check that they agree with float64, then race them."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from .variants import OURS, STOCK, Problem, Runner, Unavailable, ours, stock_eag
 
 OPS = ("temporal_conv", "lateral_concat", OP)
 COMPILED = "torch.compile"
+FEWEST_ROUNDS = 3  # of which a median says something
 
 
 def find_cases(
@@ -164,13 +166,17 @@ def run(
     device: torch.device,
     *,
     rounds: int,
+    seconds: float | None = None,
     compile: bool = True,
     autocast: bool = True,
     seed: int = 0,
 ) -> Measurement:
-    """Measure a case under the settings of its leg."""
+    """Measure a case under the settings of its leg, in so many rounds, or fewer once they took ``seconds``."""
     with case.leg.applied():
         measurement, race = prepare(case, device, compile=compile, autocast=autocast, seed=seed)
-        for _ in range(rounds):
+        begun = time.monotonic()
+        for done in range(rounds):
+            if seconds is not None and done >= FEWEST_ROUNDS and time.monotonic() - begun >= seconds:
+                break
             race.round()
     return measurement
