@@ -122,6 +122,32 @@ inline Tensor empty_vector(const Tensor& like, int64_t k) {
 // What an op returns for a result that was not asked for.
 inline Tensor nothing(const Tensor& like) { return empty<1>({0}, like.scalar_type(), like.device()); }
 
+// A convolution of x, which messages call `name`: what is scaled, added and cut off, and where the result goes, is for
+// the caller to say.
+inline ConvForward conv_args(const ConvShape& s, const Tensor& x, const Tensor& weight, bool tf32,
+                             const char* name = "x") {
+  ConvForward args{};
+  args.shape = s;
+  args.dtype = dtype_of(x, name);
+  args.tf32 = tf32;
+  args.x = rows(x, name);
+  args.weight = weight.data_ptr();
+  return args;
+}
+
+// Its backward from `grad`, but for what stood between the convolution and its result, and for what is wanted.
+inline ConvBackward backward_args(const ConvShape& s, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                  bool tf32) {
+  ConvBackward args{};
+  args.shape = s;
+  args.dtype = dtype_of(x, "x");
+  args.tf32 = tf32;
+  args.grad = rows_of(grad, x, output_sizes(s, x), "grad");
+  args.x = rows(x, "x");
+  args.weight = weight.data_ptr();
+  return args;
+}
+
 inline OutRows out_rows(const Tensor& t) { return as_rows<void*>(t, t.data_ptr(), "output"); }
 
 // The rows of channels [first, ...) of a dense channels-last tensor.

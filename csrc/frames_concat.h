@@ -88,8 +88,9 @@ Tensor temporal_conv_frames_concat(const Tensor& x, const Tensor& weight, const 
                                    const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation,
                                    bool relu, const Tensor& fast, int64_t alpha, int64_t taps, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
+  const ConvForward args = affine_args(s, x, weight, std::nullopt, shift, residual, relu, tf32);
   Tensor out = with_frames<Device>({fast, alpha, taps}, x, s.k, s.t_out, x.size(3), x.size(4));
-  conv_into<Device>(out, s, x, weight, shift, residual, relu, tf32);
+  forward_into<Device>(out, 0, args, x);
   return out;
 }
 

@@ -26,17 +26,9 @@ template <class Device>
 Tensor lateral_concat(const Tensor& slow, const Tensor& fast, const Tensor& weight, const OptionalTensor& scale,
                       const OptionalTensor& shift, int64_t alpha, int64_t padding, bool relu, bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
+  const ConvForward args = affine_args(s, fast, weight, scale, shift, std::nullopt, relu, tf32, "fast");
   Tensor out = concat_buffer<Device>(slow, fast, s);
-  Device(fast).forward({s,
-                        dtype_of(fast, "fast"),
-                        tf32,
-                        rows(fast, "fast"),
-                        weight.data_ptr(),
-                        vector(scale, fast, s.k, "scale"),
-                        vector(shift, fast, s.k, "shift"),
-                        {},
-                        relu,
-                        channel_slice(out, slow.size(1))});
+  forward_into<Device>(out, slow.size(1), args, fast);
   return out;
 }
 
@@ -46,19 +38,10 @@ Tensor lateral_concat_bn_frozen(const Tensor& slow, const Tensor& fast, const Te
                                 const Tensor& running_var, int64_t alpha, int64_t padding, double eps, bool relu,
                                 bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
-  const Tensor folded = fold<Device>({gamma, beta, running_mean, running_var, eps}, fast, s.k);
-  const char* scale = static_cast<const char*>(folded.data_ptr());
+  ConvForward args = affine_args(s, fast, weight, std::nullopt, std::nullopt, std::nullopt, relu, tf32, "fast");
+  const Tensor folded = fold_into<Device>(args, {gamma, beta, running_mean, running_var, eps}, fast);
   Tensor out = concat_buffer<Device>(slow, fast, s);
-  Device(fast).forward({s,
-                        dtype_of(fast, "fast"),
-                        tf32,
-                        rows(fast, "fast"),
-                        weight.data_ptr(),
-                        scale,
-                        scale + s.k * static_cast<int64_t>(folded.element_size()),
-                        {},
-                        relu,
-                        channel_slice(out, slow.size(1))});
+  forward_into<Device>(out, slow.size(1), args, fast);
   return out;
 }
 

@@ -32,6 +32,10 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   torch::stable::detail::to<Tensor>(stack[0]);  // a handle that is left would never be freed
 }
 
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
+  return empty<2>({rows, columns}, like.scalar_type(), like.device());
+}
+
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 }  // namespace slowfast_fast

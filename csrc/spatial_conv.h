@@ -37,7 +37,7 @@ inline SpatialForward spatial_dgrad(const Tensor& grad, const Tensor& weight) {
 
 // Whether the device has kernels of its own for this layer of a block that are faster than a library's.
 template <class Device>
-bool has_spatial(const Tensor& x, const Tensor& weight, const SpatialConv& conv) {
+bool runs_spatial(const Tensor& x, const Tensor& weight, const SpatialConv& conv) {
   if constexpr (Device::has_spatial)
     return conv.stride == 1 && conv.dilation == 1 && Device::multiplies_less(spatial_forward(x, weight));
   else return false;
@@ -68,14 +68,14 @@ Tensor spatial_wgrad(const Tensor& grad, const Tensor& x, const Tensor& weight) 
 // By the device's own kernels or a library's.
 template <class Device>
 Tensor convolve_spatial(const Tensor& x, const Tensor& weight, const SpatialConv& conv) {
-  if (has_spatial<Device>(x, weight, conv)) return run_spatial<Device>(spatial_forward(x, weight), x);
+  if (runs_spatial<Device>(x, weight, conv)) return run_spatial<Device>(spatial_forward(x, weight), x);
   return convolve_images(x, weight, conv);
 }
 
 template <class Device>
 ImageGradients convolve_spatial_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                          const SpatialConv& conv, bool need_x, bool need_weight) {
-  if (!has_spatial<Device>(x, weight, conv))
+  if (!runs_spatial<Device>(x, weight, conv))
     return convolve_images_backward(grad, x, weight, conv, need_x, need_weight);
   ImageGradients gradients;
   if (need_x) gradients.x = run_spatial<Device>(spatial_dgrad(grad, weight), grad);

@@ -11,16 +11,39 @@ namespace slowfast_fast {
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Normalised = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// Of x, with the epilogue of the affine form.
+inline ConvForward affine_args(const ConvShape& s, const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
+                               const OptionalTensor& shift, const OptionalTensor& residual, bool relu, bool tf32,
+                               const char* name = "x") {
+  ConvForward args = conv_args(s, x, weight, tf32, name);
+  args.scale = vector(scale, x, s.k, "scale");
+  args.shift = vector(shift, x, s.k, "shift");
+  args.residual = optional_rows(residual, x, output_sizes(s, x), "residual");
+  args.relu = relu;
+  return args;
+}
+
+// The result of a convolution of x, into the channels of `out` from `first` on.
+template <class Device>
+void forward_into(const Tensor& out, int64_t first, ConvForward args, const Tensor& x) {
+  args.y = channel_slice(out, first);
+  Device(x).forward(args);
+}
+
+// The result in memory of its own.
+template <class Device>
+Tensor run_forward(const ConvForward& args, const Tensor& x) {
+  Tensor y = empty_channels_last(x, output_sizes(args.shape, x));
+  forward_into<Device>(y, 0, args, x);
+  return y;
+}
+
 template <class Device>
 Tensor temporal_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& scale, const OptionalTensor& shift,
                      const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation, bool relu,
                      bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
-  const Sizes out = output_sizes(s, x);
-  Tensor y = empty_channels_last(x, out);
-  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), vector(scale, x, s.k, "scale"),
-                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, out, "residual"), relu, out_rows(y)});
-  return y;
+  return run_forward<Device>(affine_args(s, x, weight, scale, shift, residual, relu, tf32), x);
 }
 
 // The weight as the device's kernels read it, bytes for temporal_conv_packed to be given for every x of this dtype and
@@ -45,25 +68,13 @@ Tensor temporal_conv_packed(const Tensor& x, const Tensor& weight, const Tensor&
                             const OptionalTensor& shift, const OptionalTensor& residual, int64_t stride,
                             int64_t padding, int64_t dilation, bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
-  const Sizes out = output_sizes(s, x);
-  Tensor y = empty_channels_last(x, out);
-  ConvForward args{s,
-                   dtype_of(x, "x"),
-                   tf32,
-                   rows(x, "x"),
-                   weight.data_ptr(),
-                   vector(scale, x, s.k, "scale"),
-                   vector(shift, x, s.k, "shift"),
-                   optional_rows(residual, x, out, "residual"),
-                   relu,
-                   out_rows(y)};
+  ConvForward args = affine_args(s, x, weight, scale, shift, residual, relu, tf32);
   const int64_t bytes = Device::packed_bytes(args);
   STD_TORCH_CHECK(packed.numel() == bytes && packed.scalar_type() == ScalarType::Byte && packed.device() == x.device(),
                   "packed must be ", bytes, " bytes from temporal_conv_pack for this x and weight, got ",
                   packed.numel());
   if (bytes) args.packed = packed.data_ptr();
-  Device(x).forward(args);
-  return y;
+  return run_forward<Device>(args, x);
 }
 
 // Statistics of BatchNorm that a call only applies, and what it needs to fold them into a scale and a shift.
@@ -73,15 +84,18 @@ struct FrozenBatchNorm {
   double eps;
 };
 
-// The scale and, in the second row, the shift of bn for k channels of the dtype of x.
+// Fills in the scale and the shift that bn is for args, a convolution of x. Returns their memory: both rows of (2, K).
 template <class Device>
-Tensor fold(const FrozenBatchNorm& bn, const Tensor& x, int64_t k) {
+Tensor fold_into(ConvForward& args, const FrozenBatchNorm& bn, const Tensor& x) {
+  const int64_t k = args.shape.k;
   Tensor folded = empty<2>({2, k}, accumulation_type(x), x.device());
   char* scale = static_cast<char*>(folded.data_ptr());
+  char* shift = scale + k * static_cast<int64_t>(folded.element_size());
   const auto fixed = [&](const Tensor& t, const char* name) { return vector(OptionalTensor(t), x, k, name); };
-  Device(x).fold({k, dtype_of(x, "x"), fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
-                  vector(bn.gamma, x, k, "gamma"), vector(bn.beta, x, k, "beta"), bn.eps, scale,
-                  scale + k * static_cast<int64_t>(folded.element_size())});
+  Device(x).fold({k, args.dtype, fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
+                  vector(bn.gamma, x, k, "gamma"), vector(bn.beta, x, k, "beta"), bn.eps, scale, shift});
+  args.scale = scale;
+  args.shift = shift;
   return folded;
 }
 
@@ -91,14 +105,9 @@ Tensor temporal_conv_bn_frozen(const Tensor& x, const Tensor& weight, const Opti
                                const OptionalTensor& residual, int64_t stride, int64_t padding, int64_t dilation,
                                double eps, bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
-  const Sizes out = output_sizes(s, x);
-  const Tensor folded = fold<Device>({gamma, beta, running_mean, running_var, eps}, x, s.k);
-  const char* scale = static_cast<const char*>(folded.data_ptr());
-  const Rows added = optional_rows(residual, x, out, "residual");
-  Tensor y = empty_channels_last(x, out);
-  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), scale,
-                     scale + s.k * static_cast<int64_t>(folded.element_size()), added, relu, out_rows(y)});
-  return y;
+  ConvForward args = affine_args(s, x, weight, std::nullopt, std::nullopt, residual, relu, tf32);
+  const Tensor folded = fold_into<Device>(args, {gamma, beta, running_mean, running_var, eps}, x);
+  return run_forward<Device>(args, x);
 }
 
 // Fills in the results that are wanted, runs the backward and returns them; shared by the affine and the BatchNorm
@@ -128,17 +137,10 @@ Gradients temporal_conv_backward(const Tensor& grad, const Tensor& x, const Tens
                                  bool need_x, bool need_weight, bool need_scale, bool need_shift, bool need_residual,
                                  bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
-  const Sizes out = output_sizes(s, x);
-  ConvBackward args{};
-  args.shape = s;
-  args.dtype = dtype_of(x, "x");
-  args.tf32 = tf32;
-  args.grad = rows_of(grad, x, out, "grad");
-  args.x = rows(x, "x");
-  args.weight = weight.data_ptr();
+  ConvBackward args = backward_args(s, grad, x, weight, tf32);
   args.relu = y.has_value();
   args.scale = vector(scale, x, s.k, "scale");
-  args.y = optional_rows(y, x, out, "y");
+  args.y = optional_rows(y, x, output_sizes(s, x), "y");
   return run_backward<Device>(args, x, weight, need_x, need_weight, need_scale, need_shift, need_residual);
 }
 
@@ -151,11 +153,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_normalised(const Tensor& x, cons
                                                            const OutRows& y) {
   Tensor raw = empty_channels_last(x, output_sizes(s, x));
   Tensor mean = empty_vector(x, s.k), invstd = empty_vector(x, s.k), unbiased_var = empty_vector(x, s.k);
-  const Dtype dtype = dtype_of(x, "x");
+  ConvForward args = conv_args(s, x, weight, tf32);
+  args.y = out_rows(raw);
   Device device(x);
-  device.forward_stats({s, dtype, tf32, rows(x, "x"), weight.data_ptr(), nullptr, nullptr, {}, false, out_rows(raw)},
-                       {mean.data_ptr(), invstd.data_ptr(), unbiased_var.data_ptr(), eps});
-  device.normalise({s.n, s.k, s.t_out, s.p, dtype, rows(raw, "raw"), mean.data_ptr(), invstd.data_ptr(),
+  device.forward_stats(args, {mean.data_ptr(), invstd.data_ptr(), unbiased_var.data_ptr(), eps});
+  device.normalise({s.n, s.k, s.t_out, s.p, args.dtype, rows(raw, "raw"), mean.data_ptr(), invstd.data_ptr(),
                     vector(gamma, x, s.k, "gamma"), vector(beta, x, s.k, "beta"), residual, relu, y});
   return {raw, mean, invstd, unbiased_var};
 }
@@ -181,13 +183,7 @@ Gradients temporal_conv_bn_backward(const Tensor& grad, const Tensor& x, const T
                                     bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Sizes out = output_sizes(s, x);
-  ConvBackward args{};
-  args.shape = s;
-  args.dtype = dtype_of(x, "x");
-  args.tf32 = tf32;
-  args.grad = rows_of(grad, x, out, "grad");
-  args.x = rows(x, "x");
-  args.weight = weight.data_ptr();
+  ConvBackward args = backward_args(s, grad, x, weight, tf32);
   args.relu = relu;
   args.bn.raw = rows_of(raw, x, out, "raw");
   args.bn.mean = vector(mean, x, s.k, "mean");

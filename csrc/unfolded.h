@@ -21,8 +21,7 @@ template <class Device>
 Tensor unfold(Device& device, const Tensor& x, int64_t h_out, int64_t w_out, const SpatialConv& conv) {
   const int64_t frames = x.size(0) * x.size(2), j = x.size(1), h = x.size(3), w = x.size(4), s = conv.stride;
   const int64_t size = static_cast<int64_t>(x.element_size());
-  const std::array<int64_t, 2> sizes{frames * h_out * w_out, 9 * j};
-  Tensor unfolded = empty(sizes, x.scalar_type(), x.device());
+  Tensor unfolded = empty_matrix(x, frames * h_out * w_out, 9 * j);
   torch::stable::zero_(unfolded);
   for (int64_t tap = 0; tap < 9; ++tap) {
     const int64_t dh = (tap / 3 - 1) * conv.dilation, dw = (tap % 3 - 1) * conv.dilation;
@@ -47,9 +46,8 @@ Tensor unfolded_wgrad(Device& device, const Tensor& grad, const Tensor& x, const
                       const SpatialConv& conv) {
   using torch::stable::transpose;
   const int64_t j = x.size(1);
-  const std::array<int64_t, 2> sizes{j, 9 * j};
   const std::array<int64_t, 4> taps{j, 3, 3, j};
-  const Tensor product = empty(sizes, x.scalar_type(), x.device());
+  const Tensor product = empty_matrix(x, j, 9 * j);
   multiply(transposed(as_matrix(grad)), unfold(device, x, grad.size(3), grad.size(4), conv), product);
   const Tensor rows = torch::stable::view(product, {taps.data(), taps.size()});
   return as_weight(transpose(transpose(rows, 2, 3), 1, 2), weight);

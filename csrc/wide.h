@@ -22,27 +22,12 @@ Tensor with_lateral(const Lateral& l, const Tensor& x, int64_t c_slow, int64_t f
   check_sizes(l.fast, {x.size(0), s.c, s.t_in, h, w}, "fast");
   STD_TORCH_CHECK(s.t_out == frames, "the lateral convolution gives ", s.t_out, " frames, the slow pathway has ",
                   frames);
+  ConvForward args = conv_args(s, l.fast, l.weight, l.tf32, "fast");
+  args.shift = vector(l.shift, l.fast, s.k, "lateral_shift");
+  args.relu = l.relu;
   Tensor out = wide_buffer(c_slow, l.fast, s);
-  Device(l.fast).forward({s,
-                          dtype_of(l.fast, "fast"),
-                          l.tf32,
-                          rows(l.fast, "fast"),
-                          l.weight.data_ptr(),
-                          nullptr,
-                          vector(l.shift, l.fast, s.k, "lateral_shift"),
-                          {},
-                          l.relu,
-                          channel_slice(out, c_slow)});
+  forward_into<Device>(out, c_slow, args, l.fast);
   return out;
-}
-
-// The slow pathway's convolution, into the first channels of a wide tensor.
-template <class Device>
-void conv_into(const Tensor& out, const ConvShape& s, const Tensor& x, const Tensor& weight,
-               const OptionalTensor& shift, const OptionalTensor& residual, bool relu, bool tf32) {
-  Device(x).forward({s, dtype_of(x, "x"), tf32, rows(x, "x"), weight.data_ptr(), nullptr,
-                     vector(shift, x, s.k, "shift"), optional_rows(residual, x, output_sizes(s, x), "residual"), relu,
-                     channel_slice(out, 0)});
 }
 
 template <class Device>
@@ -53,8 +38,9 @@ Tensor temporal_conv_lateral_concat(const Tensor& x, const Tensor& weight, const
                                     bool lateral_relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const Lateral lateral{fast, lateral_weight, lateral_shift, alpha, lateral_padding, lateral_relu, tf32};
+  const ConvForward args = affine_args(s, x, weight, std::nullopt, shift, residual, relu, tf32);
   Tensor out = with_lateral<Device>(lateral, x, s.k, s.t_out, x.size(3), x.size(4));
-  conv_into<Device>(out, s, x, weight, shift, residual, relu, tf32);
+  forward_into<Device>(out, 0, args, x);
   return out;
 }
 

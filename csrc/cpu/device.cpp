@@ -167,23 +167,31 @@ void run_conv(ConvPlan plan, const PlainWeight& weight) {
            [&](int64_t begin, int64_t end, void* scratch) { kernels().conv(plan, begin, end, scratch); });
 }
 
-ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
-  const ConvShape& s = args.shape;
+// The product of a convolution of that shape or, transposed, of its dgrad, but for its epilogue. `lead` as in ConvPlan.
+ConvPlan conv_plan(const ConvShape& s, bool transposed, Dtype dtype, const Source& source, const Taps& taps,
+                   Method method, int64_t lead) {
   ConvPlan plan{};
-  plan.dtype = args.dtype;
+  plan.dtype = dtype;
   plan.n = s.n;
   plan.p = s.p;
-  plan.c = s.c;
-  plan.k = s.k;
-  plan.t_source = s.t_in;
-  plan.t = s.t_out;
+  plan.c = transposed ? s.k : s.c;
+  plan.k = transposed ? s.c : s.k;
+  plan.t_source = transposed ? s.t_out : s.t_in;
+  plan.t = transposed ? s.t_in : s.t_out;
   plan.kt = s.kt;
-  plan.source.rows = args.x;
+  plan.source = source;
   plan.taps = taps.table();
-  plan.method = forward_method(args);
-  plan.lead = -s.padding;
+  plan.method = method;
+  plan.lead = lead;
   plan.blocking = conv_blocking(plan);
   plan.gather = must_gather(plan);
+  return plan;
+}
+
+ConvPlan forward_plan(const ConvForward& args, const Taps& taps) {
+  Source x{};
+  x.rows = args.x;
+  ConvPlan plan = conv_plan(args.shape, false, args.dtype, x, taps, forward_method(args), -args.shape.padding);
   plan.residual = args.residual;
   plan.relu = args.relu;
   plan.y = args.y;
@@ -223,21 +231,8 @@ std::vector<double> gradient_sums(const ConvBackward& args, const Source& gradie
 void dgrad(const ConvBackward& args, const Source& gradient) {
   const ConvShape& s = args.shape;
   const Taps taps(s, true);
-  ConvPlan plan{};
-  plan.dtype = args.dtype;
-  plan.n = s.n;
-  plan.p = s.p;
-  plan.c = s.k;
-  plan.k = s.c;
-  plan.t_source = s.t_out;
-  plan.t = s.t_in;
-  plan.kt = s.kt;
-  plan.source = gradient;
-  plan.taps = taps.table();
-  plan.method = use_winograd(s, s.t_in) ? Method::Winograd : Method::Direct;
-  plan.lead = s.padding - 2;
-  plan.blocking = conv_blocking(plan);
-  plan.gather = must_gather(plan);
+  const Method method = use_winograd(s, s.t_in) ? Method::Winograd : Method::Direct;
+  ConvPlan plan = conv_plan(s, true, args.dtype, gradient, taps, method, s.padding - 2);
   plan.residual = args.dx_residual;
   plan.y = args.dx;
   run_conv(plan, {args.weight, s.weight_stride_c(), s.c * s.kt, s.weight_stride_tap(), true, args.scale});

@@ -18,14 +18,6 @@ constexpr int64_t forward_frames = 256 << 10, summed_rows = 256;
 // Of the gradient, whatever the number of threads, each with a sum of the weight's size.
 constexpr int64_t most_chunks = 32;
 
-StemPlan stem_plan(const StemShape& s, Dtype dtype, const StridedClips& x) {
-  StemPlan plan{};
-  plan.dtype = dtype;
-  plan.shape = s;
-  plan.x = x;
-  return plan;
-}
-
 int64_t bands(const StemPlan& plan) { return plan.shape.n * ceil_div(plan.shape.out[1], plan.band); }
 
 int64_t taps(const StemShape& s) { return s.kernel[0] * s.kernel[1] * s.kernel[2] * s.c; }
@@ -55,9 +47,9 @@ void with_storage(Dtype dtype, Body body) {
 
 void Cpu::stem_forward(const StemForward& args) {
   const StemShape& s = args.shape;
-  StemPlan plan = stem_plan(s, args.dtype, args.x);
+  StemPlan plan = plan_of<StemPlan>(args);
   const int64_t panel = kernels().tile(args.dtype, s.k).panel, size = static_cast<int64_t>(acc_size(args.dtype));
-  const int64_t row = ((s.out[2] - 1) * s.stride[2] + s.kernel[2]) * s.c * size;
+  const int64_t row = plan.row_length() * size;
   plan.band =
       std::max<int64_t>(1, std::min(s.out[1], (forward_frames / (s.kernel[0] * row) - s.kernel[1]) / s.stride[1] + 1));
   const int64_t padded = ceil_div(s.k, panel) * panel;
@@ -84,7 +76,7 @@ void Cpu::stem_forward(const StemForward& args) {
 
 void Cpu::stem_wgrad(const StemWgrad& args) {
   const StemShape& s = args.shape;
-  StemPlan plan = stem_plan(s, args.dtype, args.x);
+  StemPlan plan = plan_of<StemPlan>(args);
   const int64_t panel = kernels().tile(args.dtype, s.k).panel;
   plan.band = std::max<int64_t>(1, std::min(s.out[1], summed_rows / s.out[2]));
   plan.gradient.rows = args.grad;

@@ -223,6 +223,9 @@ struct StemPlan {
   Source gradient;
   int64_t chunk;    // bands
   double* partial;  // per chunk a sum laid out as the packed weight
+
+  // Values of the padded row of pixels that the windows of a row of outputs see.
+  int64_t row_length() const { return ((shape.out[2] - 1) * shape.stride[2] + shape.kernel[2]) * shape.c; }
 };
 
 struct TileShape {

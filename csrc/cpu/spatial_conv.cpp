@@ -31,10 +31,7 @@ SpatialPlan spatial_plan(const SpatialForward& args) {
   const SpatialShape& s = args.shape;
   const TileShape tile = kernels().tile(args.dtype, s.k);
   const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
-  SpatialPlan plan{};
-  plan.dtype = args.dtype;
-  plan.shape = s;
-  plan.x = args.x;
+  SpatialPlan plan = plan_of<SpatialPlan>(args);
   plan.residual = args.residual;
   plan.relu = args.relu;
   plan.y = args.y;
@@ -116,10 +113,7 @@ void Cpu::spatial_wgrad(const SpatialWgrad& args) {
   const SpatialShape& s = args.shape;
   const TileShape tile = kernels().tile(args.dtype, s.k);
   const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
-  SpatialWgradPlan plan{};
-  plan.dtype = args.dtype;
-  plan.shape = s;
-  plan.x = args.x;
+  SpatialWgradPlan plan = plan_of<SpatialWgradPlan>(args);
   plan.grad = args.grad;
   plan.c_block = std::min(s.c, wgrad_channels);
   plan.k_block = tile.panel * std::min(panels, ceil_div(wgrad_channels, tile.panel));

@@ -12,6 +12,16 @@ namespace slowfast_fast::cpu {
 inline size_t acc_size(Dtype dtype) { return dtype == Dtype::Float64 ? 8 : 4; }
 inline size_t storage_size(Dtype dtype) { return dtype == Dtype::Float64 ? 8 : dtype == Dtype::Float32 ? 4 : 2; }
 
+// Of one of plan.h's kinds, what it has of a call that it shares with others.
+template <class Plan, class Args>
+Plan plan_of(const Args& args) {
+  Plan plan{};
+  plan.dtype = args.dtype;
+  plan.shape = args.shape;
+  plan.x = args.x;
+  return plan;
+}
+
 // Memory for the length of a call, aligned for vectors and not initialised.
 class Buffer {
  public:

@@ -6,10 +6,16 @@
 
 namespace slowfast_fast {
 
-class Cuda {
+namespace cuda {
+class Queue;
+}
+
+// The primitives as launch.cuh and what it includes launch them. Backing(x) is ready for the device of x for as long as
+// it lives; its queue() gives what launch.cuh calls a Queue. device.cuh defines the members.
+template <class Backing>
+class CudaPrimitives {
  public:
-  // The device that x is on, made current for the lifetime of this object.
-  explicit Cuda(const Tensor& x) : device_(x.device()), guard_(x.get_device_index()) {}
+  explicit CudaPrimitives(const Tensor& x) : backing_(x) {}
 
   static constexpr WeightLayout weight_layout = WeightLayout::Contiguous;  // of a block's temporal convolution
   static constexpr bool has_spatial = false;                               // cuDNN's convolution over images is taken
@@ -36,8 +42,24 @@ class Cuda {
   void update_running(const RunningStats& args);
 
  private:
+  // Calls f(queue, cuda::Type<T>{}) with the storage type of dtype.
+  template <class F>
+  void in_type(Dtype dtype, const F& f);
+  Backing backing_;
+};
+
+// The device that x is on, made current for the lifetime of this object, and its current stream.
+class CurrentStream {
+ public:
+  explicit CurrentStream(const Tensor& x) : device_(x.device()), guard_(x.get_device_index()) {}
+  cuda::Queue queue() const;
+
+ private:
   torch::stable::Device device_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
+
+using Cuda = CudaPrimitives<CurrentStream>;
+extern template class CudaPrimitives<CurrentStream>;
 
 }  // namespace slowfast_fast

@@ -1,16 +1,8 @@
-#include "device.h"
-#include "narrow_instances.cuh"
+#include "instances.cuh"
 
-namespace slowfast_fast {
+namespace slowfast_fast::cuda {
 
-void Cuda::backward(const ConvBackward& args) {
-  cuda::Queue queue(device_);
-  cuda::backward(queue, args);
-}
+template void backward(Queue&, const ConvBackward&);
+template void normalise_pool_backward(Queue&, const NormalisePoolBackward&);
 
-void Cuda::normalise_pool_backward(const NormalisePoolBackward& args) {
-  cuda::Queue queue(device_);
-  cuda::normalise_pool_backward(queue, args);
-}
-
-}  // namespace slowfast_fast
+}  // namespace slowfast_fast::cuda

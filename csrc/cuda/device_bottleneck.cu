@@ -1,15 +1,10 @@
-#include "bottleneck_launch.cuh"
-#include "device.h"
-#include "queue.cuh"
+#include "instances.cuh"
 
-namespace slowfast_fast {
+namespace slowfast_fast::cuda::bottleneck {
 
-void Cuda::bottleneck(const Bottleneck& args) {
-  cuda::Queue queue(device_);
-  cuda::bottleneck::run(queue, args);
-}
+template void run(Queue&, const Bottleneck&);
 
-}  // namespace slowfast_fast
+}  // namespace slowfast_fast::cuda::bottleneck
 
 // What bottleneck_launch.cuh says of a block, for Python; asks nothing of a device.
 extern "C" __attribute__((visibility("default"))) const char* slowfast_fast_cuda_bottleneck(int64_t c, int64_t j,

@@ -1,4 +1,4 @@
-#include "narrow_instances.cuh"
+#include "instances.cuh"
 
 namespace slowfast_fast::cuda::narrow {
 

@@ -59,4 +59,13 @@ inline std::string explain(const ConvShape& s, Dtype dtype, bool tf32, bool alig
   return said;
 }
 
+// The same of the members of ConvShape, in their order, for callers in C. The text is the thread's, until its next
+// call.
+inline const char* explain(const int64_t* shape, int dtype, bool tf32, bool aligned) {
+  static thread_local std::string text;
+  const ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape[7], shape[8], shape[9]};
+  text = explain(s, static_cast<Dtype>(dtype), tf32, aligned);
+  return text.c_str();
+}
+
 }  // namespace slowfast_fast::cuda

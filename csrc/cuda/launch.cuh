@@ -138,11 +138,10 @@ void update_running_as(Queue& queue, const RunningStats& args) {
   queue.launch(update_running_kernel<T>, {dim3(1), kElementThreads, sizeof(double)}, args);
 }
 
-// Each of the above in the storage type that the arguments name. Without stats, the forward gathers none.
-
-template <class Queue>
-void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
-  with_type(args.dtype, [&](auto type) { forward_as<typename decltype(type)::type>(queue, args, stats); });
+template <class T, class Queue>
+void pack_as(Queue& queue, const ConvForward& args, void* to) {
+  if constexpr (!std::is_same_v<T, double>)
+    tile::launch_pack<T>(queue, args.shape, args.weight, nullptr, static_cast<T*>(to));
 }
 
 // The tiled kernels read a weight of several taps as (K, kt, C); the others, and a weight of one tap, as it is.
@@ -152,64 +151,16 @@ inline int64_t packed_bytes(const ConvForward& args) {
   return s.k * s.kt * s.c * (args.dtype == Dtype::Float32 ? 4 : 2);
 }
 
-template <class Queue>
-void pack(Queue& queue, const ConvForward& args, void* to) {
-  with_type(args.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (!std::is_same_v<T, double>)
-      tile::launch_pack<T>(queue, args.shape, args.weight, nullptr, static_cast<T*>(to));
-  });
-}
-
-template <class Queue>
-void max_pool(Queue& queue, const MaxPool& args) {
-  with_type(args.dtype, [&](auto type) { max_pool_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void pack_pathways(Queue& queue, const PackPathways& args) {
-  with_type(args.dtype, [&](auto type) { pack_pathways_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void statistics(Queue& queue, const RowStatistics& args) {
-  with_type(args.dtype, [&](auto type) { statistics_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void normalise_pool(Queue& queue, const NormalisePool& args) {
-  with_type(args.pool.dtype, [&](auto type) { normalise_pool_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void normalise_pool_backward(Queue& queue, const NormalisePoolBackward& args) {
-  with_type(args.forward.pool.dtype,
-            [&](auto type) { normalise_pool_backward_as<typename decltype(type)::type>(queue, args); });
-}
-
+// These in the storage type that the arguments name, each as much to compile as all of a forward pass: instances.cuh.
 template <class Queue>
 void backward(Queue& queue, const ConvBackward& args) {
   with_type(args.dtype, [&](auto type) { backward_as<typename decltype(type)::type>(queue, args); });
 }
 
 template <class Queue>
-void normalise(Queue& queue, const Normalise& args) {
-  with_type(args.dtype, [&](auto type) { normalise_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void copy(Queue& queue, const CopyRows& args) {
-  with_type(args.dtype, [&](auto type) { copy_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void fold(Queue& queue, const FoldBatchNorm& args) {
-  with_type(args.dtype, [&](auto type) { fold_as<typename decltype(type)::type>(queue, args); });
-}
-
-template <class Queue>
-void update_running(Queue& queue, const RunningStats& args) {
-  with_type(args.running_dtype, [&](auto type) { update_running_as<typename decltype(type)::type>(queue, args); });
+void normalise_pool_backward(Queue& queue, const NormalisePoolBackward& args) {
+  with_type(args.forward.pool.dtype,
+            [&](auto type) { normalise_pool_backward_as<typename decltype(type)::type>(queue, args); });
 }
 
 }  // namespace slowfast_fast::cuda

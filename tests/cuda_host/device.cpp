@@ -5,15 +5,16 @@
 #include <optional>
 #include <vector>
 
-#include "cuda/bottleneck_launch.cuh"
+#include "cuda/device.cuh"
 #include "cuda/explain.cuh"
-#include "cuda/launch.cuh"
 
 namespace slowfast_fast {
 namespace {
 
 std::optional<cuda::tile::Plan> forced_plan;
 std::optional<int64_t> forced_items;
+
+}  // namespace
 
 class HostQueue {
  public:
@@ -40,79 +41,9 @@ class HostQueue {
   std::vector<std::unique_ptr<unsigned char[]>> workspace_;
 };
 
-}  // namespace
+HostQueue Fibers::queue() const { return {}; }
 
-void CudaHost::forward(const ConvForward& args) {
-  HostQueue queue;
-  cuda::forward(queue, args, nullptr);
-}
-
-int64_t CudaHost::packed_bytes(const ConvForward& args) { return cuda::packed_bytes(args); }
-
-void CudaHost::pack(const ConvForward& args, void* to) {
-  HostQueue queue;
-  cuda::pack(queue, args, to);
-}
-
-void CudaHost::max_pool(const MaxPool& args) {
-  HostQueue queue;
-  cuda::max_pool(queue, args);
-}
-
-void CudaHost::pack_pathways(const PackPathways& args) {
-  HostQueue queue;
-  cuda::pack_pathways(queue, args);
-}
-
-void CudaHost::statistics(const RowStatistics& args) {
-  HostQueue queue;
-  cuda::statistics(queue, args);
-}
-
-void CudaHost::normalise_pool(const NormalisePool& args) {
-  HostQueue queue;
-  cuda::normalise_pool(queue, args);
-}
-
-void CudaHost::normalise_pool_backward(const NormalisePoolBackward& args) {
-  HostQueue queue;
-  cuda::normalise_pool_backward(queue, args);
-}
-
-void CudaHost::forward_stats(const ConvForward& args, const BatchStats& stats) {
-  HostQueue queue;
-  cuda::forward(queue, args, &stats);
-}
-
-void CudaHost::normalise(const Normalise& args) {
-  HostQueue queue;
-  cuda::normalise(queue, args);
-}
-
-void CudaHost::backward(const ConvBackward& args) {
-  HostQueue queue;
-  cuda::backward(queue, args);
-}
-
-void CudaHost::bottleneck(const Bottleneck& args) {
-  HostQueue queue;
-  cuda::bottleneck::run(queue, args);
-}
-
-void CudaHost::copy(const CopyRows& args) {
-  HostQueue queue;
-  cuda::copy(queue, args);
-}
-
-void CudaHost::fold(const FoldBatchNorm& args) {
-  HostQueue queue;
-  cuda::fold(queue, args);
-}
-
-void CudaHost::update_running(const RunningStats& args) {
-  HostQueue queue;
-  cuda::update_running(queue, args);
-}
+template class CudaPrimitives<Fibers>;
 
 }  // namespace slowfast_fast
 
@@ -138,9 +69,5 @@ extern "C" const char* cuda_host_explain_bottleneck(int64_t c, int64_t j, int64_
 
 // As slowfast_fast_cuda_kernels of the extension.
 extern "C" const char* cuda_host_explain(const int64_t* shape, int dtype, bool tf32, bool aligned) {
-  static std::string text;
-  const slowfast_fast::ConvShape s{shape[0], shape[1], shape[2], shape[3], shape[4],
-                                   shape[5], shape[6], shape[7], shape[8], shape[9]};
-  text = slowfast_fast::cuda::explain(s, static_cast<slowfast_fast::Dtype>(dtype), tf32, aligned);
-  return text.c_str();
+  return slowfast_fast::cuda::explain(shape, dtype, tf32, aligned);
 }

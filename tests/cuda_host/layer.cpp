@@ -14,17 +14,16 @@ void layer_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, c
                     const OptionalTensor& dconv, const OptionalTensor& dweight, const OptionalTensor& dscale,
                     const OptionalTensor& dshift, int64_t stride, int64_t padding, int64_t dilation, bool relu,
                     bool tf32) {
-  ConvBackward args{};
-  args.shape = conv_shape(x, weight, stride, padding, dilation);
-  const Sizes out = output_sizes(args.shape, x);
+  const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   const auto pointer = [](const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; };
-  args.dtype = dtype_of(x, "x");
-  args.tf32 = tf32;
-  args.grad = rows_of(grad, x, out, "grad");
-  args.x = rows(x, "x");
-  args.weight = weight.data_ptr();
+  ConvBackward args = backward_args(s, grad, x, weight, tf32);
   args.relu = relu;
-  args.bn = {optional_rows(raw, x, out, "raw"), pointer(mean), pointer(invstd), pointer(gamma), pointer(beta), {}};
+  args.bn = {optional_rows(raw, x, output_sizes(s, x), "raw"),
+             pointer(mean),
+             pointer(invstd),
+             pointer(gamma),
+             pointer(beta),
+             {}};
   if (dx) args.dx = out_rows(*dx);
   if (dx_residual) args.dx_residual = rows(*dx_residual, "dx_residual");
   if (dconv) args.dconv = out_rows(*dconv);

@@ -16,10 +16,7 @@ struct StemBand {
 
   // Of a band as long as any.
   static int64_t rows(const StemPlan& p) { return (p.band - 1) * p.shape.stride[1] + p.shape.kernel[1]; }
-  static int64_t row_length(const StemPlan& p) {
-    return ((p.shape.out[2] - 1) * p.shape.stride[2] + p.shape.kernel[2]) * p.shape.c;
-  }
-  static int64_t bytes(const StemPlan& p) { return align_up(rows(p) * row_length(p) * int64_t(sizeof(A))); }
+  static int64_t bytes(const StemPlan& p) { return align_up(rows(p) * p.row_length() * int64_t(sizeof(A))); }
 
   StemBand(const StemPlan& p, int64_t unit) : plan(p), s(p.shape) {
     const int64_t bands = ceil_div(s.out[1], p.band);
@@ -29,7 +26,7 @@ struct StemBand {
   }
 
   void read(int64_t frame, A* to) const {
-    const int64_t length = row_length(plan), pixels = length / s.c;
+    const int64_t length = plan.row_length(), pixels = length / s.c;
     const int64_t count = (h1 - h0 - 1) * s.stride[1] + s.kernel[1], top = h0 * s.stride[1] - s.padding[1];
     const int64_t left = s.padding[2] < pixels ? s.padding[2] : pixels;
     const int64_t inside = pixels - left < s.in[2] ? pixels - left : s.in[2];
@@ -103,7 +100,7 @@ struct StemTask {
   A* at(int64_t frame) const { return ring + frame % s.kernel[0] * (StemBand<T>::bytes(plan) / int64_t(sizeof(A))); }
 
   void run_row(const StemBand<T>& band, int64_t first, int64_t t, int64_t h, int64_t k0) const {
-    const int64_t depth = s.kernel[2] * s.c, step = s.stride[2] * s.c, length = StemBand<T>::row_length(plan);
+    const int64_t depth = s.kernel[2] * s.c, step = s.stride[2] * s.c, length = plan.row_length();
     const A* weights = static_cast<const A*>(plan.weight) + k0 * s.kernel[0] * s.kernel[1] * depth;
     const Parts tiles(s.out[2], Tl::MR);
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
@@ -196,7 +193,7 @@ struct StemWgradTask {
 
  private:
   void add_products(int64_t rows, int64_t tap, int64_t k0, double* sums) const {
-    const int64_t length = StemBand<T>::row_length(plan), k = padded(plan), step = s.stride[2] * s.c;
+    const int64_t length = plan.row_length(), k = padded(plan), step = s.stride[2] * s.c;
     const Parts tiles(s.kernel[2] * s.c, Tl::MR);
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
       const int64_t c0 = tiles.begin(tile), m = tiles.length(tile);

@@ -1,8 +1,19 @@
-// The narrow kernels are many: each dtype's are compiled in a source of its own, device_narrow_*.cu.
+// What takes a compiler long has sources of its own, which several compilers share: the backward, blocks, and the
+// narrow kernels of each dtype.
 #pragma once
+#include "bottleneck_launch.cuh"
 #include "queue.cuh"
 
-namespace slowfast_fast::cuda::narrow {
+namespace slowfast_fast::cuda {
+
+extern template void backward(Queue&, const ConvBackward&);
+extern template void normalise_pool_backward(Queue&, const NormalisePoolBackward&);
+
+namespace bottleneck {
+extern template void run(Queue&, const Bottleneck&);
+}
+
+namespace narrow {
 
 extern template int64_t launch<torch::headeronly::Half>(Queue&, const Conv&, Moments<float>*);
 extern template int64_t launch<torch::headeronly::BFloat16>(Queue&, const Conv&, Moments<float>*);
@@ -15,4 +26,5 @@ extern template PartialWgrad launch_wgrad<torch::headeronly::BFloat16>(Queue&, c
 extern template PartialWgrad launch_wgrad<float>(Queue&, const ConvBackward&, const float*, const float*,
                                                  const OutRows&);
 
-}  // namespace slowfast_fast::cuda::narrow
+}  // namespace narrow
+}  // namespace slowfast_fast::cuda
