@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import slowfast_fast
 from slowfast_fast import explain, freeze
+from slowfast_fast.frozen.freezer import Freezer
 from slowfast_fast.frozen.network import FrozenNetwork
+from slowfast_fast.nn.net import MultiPathWayWithFuse
 from slowfast_fast.reference.slowfast import SlowFast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,6 +185,49 @@ def test_architectures(poisoned: None, name: str) -> None:
     if name == "5 taps, alpha 8":
         x[0] = x[0][:, :, :1]
     assert_same(stock, frozen, x)
+
+
+POOLS_OVER_TIME: list[dict[str, Any]] = [
+    {"kernel_size": (2, 1, 1)},
+    {"kernel_size": (3, 1, 1), "stride": 1, "padding": (1, 0, 0)},
+    {"kernel_size": (2, 1, 1), "stride": 1, "padding": (1, 0, 0)},
+    {"kernel_size": (5, 1, 1), "stride": (3, 1, 1), "padding": (2, 0, 0)},
+]
+
+
+@pytest.mark.parametrize("options", POOLS_OVER_TIME, ids=str)
+def test_max_pools_over_time(poisoned: None, options: dict[str, Any]) -> None:
+    """Bit by bit, NaN included, for as many frames as fill the windows, one more and one less."""
+    pool = nn.MaxPool3d(**options)
+    frozen = Freezer(torch.float32).pool(pool)
+    for frames in (5, 6, 7):
+        x = torch.randn(2, 16, frames, 9, 7).contiguous(memory_format=torch.channels_last_3d)
+        x[0, 3, 2, 4, 4] = torch.nan
+        got = frozen(x)
+        torch.testing.assert_close(got, pool(x), rtol=0, atol=0, equal_nan=True)
+        assert got.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_too_few_frames_for_a_pool() -> None:
+    pool = Freezer(torch.float32).pool(nn.MaxPool3d((2, 1, 1)))
+    with pytest.raises(ValueError, match=r"a max pool takes 2 frames at least; got x of shape \(1, 8, 1, 3, 3\)"):
+        pool(torch.zeros(1, 8, 1, 3, 3))
+
+
+def test_pathways_that_pool_over_time() -> None:
+    model, stock = pair(torch.float32)
+    stock.eval()
+    for network in (model, stock):
+        blocks = [*network.blocks]
+        pools = nn.ModuleList(nn.MaxPool3d((3, 1, 1), stride=1, padding=(1, 0, 0)) for _ in range(2))
+        blocks.insert(2, MultiPathWayWithFuse(multipathway_blocks=pools, multipathway_fusion=None))
+        network.blocks = nn.ModuleList(blocks)
+    frozen = freeze(model)
+    x = clips(dtype=torch.float32)
+    assert_same(stock, frozen, x)
+    rows = explain(frozen, x, show=False).rows
+    assert [row.what for row in rows].count("frame_max") == 2
+    assert not [row for row in rows if row.backend == "torch"]
 
 
 class ScaledNorm(nn.BatchNorm3d):

@@ -44,6 +44,7 @@ from .folding import (
     not_roi_head,
     not_transposed,
 )
+from .frame_max import FrozenFrameMax
 from .head import FrozenHead, FrozenPools, FrozenRoIHead
 from .joins import FrozenJoin, FrozenLaterals, Move
 from .lateral import FrozenFrames, FrozenLateral
@@ -231,10 +232,12 @@ class Freezer:
                 _triple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
             )
             square = all(v[1] == v[2] for v in (kernel, stride, padding))
-            frames = (kernel[0], padding[0]) == (1, 0)  # one by one
-            if square and frames and dilation == (1, 1, 1) and not (pool.ceil_mode or pool.return_indices):
-                return FrozenMaxPool(kernel[1], stride[1], padding[1], stride[0])
-        return self.as_it_is(pool, "not a max pool over square windows in H and W")
+            if square and dilation == (1, 1, 1) and not (pool.ceil_mode or pool.return_indices):
+                if kernel[0] == 1:  # frames one by one
+                    return FrozenMaxPool(kernel[1], stride[1], padding[1], stride[0])
+                if (kernel[1], stride[1]) == (1, 1):
+                    return FrozenFrameMax(kernel[0], stride[0], padding[0])
+        return self.as_it_is(pool, "not a max pool over square windows in H and W, or over frames alone")
 
     def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None) -> nn.Module:
         """The layer ``act(norm(conv(x)) + residual)``: a FrozenConv, or what is left of it in a PartlyFrozen."""
