@@ -38,6 +38,9 @@ FAMILIES = {
     r"::output_gradient<": (LOADS, STORES),
     r"::bottleneck_kernel<": (LOADS, STORES, PRODUCTS),
     r"::pack_weights<": (STORES,),
+    # Of several channels at once; channels in other numbers are pooled one by one.
+    r"::(pool_rows|pool_gradient)<[^,]+, [48]\b": (LOADS, STORES),
+    r"::(pool_gradient_sums|statistic_rows)<[^,]+, [48]\b": (LOADS,),
     r"::narrow_kernel<": (LOADS, PRODUCTS),
     r"::narrow_wgrad_kernel<.*::TensorOctets<": (COPIES, STORES, PRODUCTS),
     r"::narrow_wgrad_kernel<.*::FmaOctets": (COPIES, STORES, r"LDS\.64", r"FFMA"),

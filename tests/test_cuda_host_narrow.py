@@ -10,7 +10,9 @@ from cuda_host.cases import (
     Case,
     Inputs,
     assert_as_exact_as_pytorch,
+    far_apart,
     integer_inputs,
+    pitched,
     random_inputs,
     rows,
     run_op,
@@ -164,11 +166,12 @@ def test_tf32_rounds_its_operands(host: Harness, case: Case) -> None:
     assert torch.equal(forward(host, inputs, case, bn=False)["y"], forward(host, rounded, case, bn=False)["y"])
 
 
-@pytest.mark.parametrize("layout", ["time_slice", "batch_slice", "width_slice"])
-@pytest.mark.parametrize("case", [TEMPORAL[0], LATERAL[3]], ids=str)
+@pytest.mark.parametrize("layout", ["pitched", "time_slice", "batch_slice", "width_slice", "32_bits"])
+@pytest.mark.parametrize("case", [TEMPORAL[0], dataclasses.replace(LATERAL[3], n=2)], ids=str)
 def test_reads_slices_in_place(host: Harness, case: Case, layout: str) -> None:
     inputs = random_inputs(case, torch.bfloat16, True, seed=4)
-    parts = {name: lay_out(getattr(inputs, name), layout) for name in ("x", "residual")}
+    change = {"pitched": pitched, "32_bits": far_apart}.get(layout, lambda t: lay_out(t, layout))
+    parts = {name: change(getattr(inputs, name)) for name in ("x", "residual")}
     expected = forward(host, inputs, case, bn=False)["y"]
     assert torch.equal(forward(host, dataclasses.replace(inputs, **parts), case, bn=False)["y"], expected)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from cuda_host.build import SCHEDULES, Harness
-from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, pitched, random_inputs, rows, run_op
+from cuda_host.cases import Case, Inputs, assert_as_exact_as_pytorch, far_apart, pitched, random_inputs, rows, run_op
 from op_arguments import small_integers
 from op_testing import dtypes, lay_out
 
@@ -60,6 +60,18 @@ def test_slices(host: Harness, dtype: torch.dtype, bn: bool, layout: str) -> Non
     one_by_one = without_products(host, laid_out("channel_slice"), case, bn, ONE_BY_ONE)
     for name in ("y", "dresidual", "dv2"):
         assert torch.equal(by_packs[name], one_by_one[name]), name
+
+
+@pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
+def test_offsets_beyond_32_bits(host: Harness, bn: bool) -> None:
+    case = Case(2, 2, 8, 4, 3, 5, 1)
+    inputs = random_inputs(case, torch.float16, True, seed=9)
+    far = dataclasses.replace(inputs, **{name: far_apart(getattr(inputs, name)) for name in ("residual", "grad")})
+    got = without_products(host, far, case, bn, BY_PACKS)
+    expected = without_products(host, inputs, case, bn, BY_PACKS)
+    for name in ("y", "dresidual"):  # sums are cut otherwise where clips do not join
+        assert torch.equal(got[name], expected[name]), name
+    assert_as_exact_as_pytorch(got, inputs, case, torch.float16, bn)
 
 
 def test_long_chunks(host: Harness) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from cuda_host.build import Harness
+from cuda_host.cases import far_apart
 from op_testing import LAYOUTS, assert_dense, dtypes, lay_out
 
 from slowfast_fast import ops, reference
@@ -43,6 +44,11 @@ def test_cuda_kernels_on_the_host(host: Harness, case: tuple, dtype: torch.dtype
         x = torch.randn(shape).to(dtype)
         y = host.max_pool(lay_out(x, layout), *options)
         assert torch.equal(y, reference.max_pool(x, **dict(zip(("kernel", "stride", "padding"), options, strict=True))))
+
+
+def test_offsets_beyond_32_bits_on_the_host(host: Harness) -> None:
+    x = torch.randn(2, 8, 2, 5, 7).half().contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(host.max_pool(far_apart(x), 3, 2, 1), host.max_pool(x, 3, 2, 1))
 
 
 def test_special_values(host: Harness) -> None:
