@@ -280,7 +280,12 @@ def tune(
         raise click.UsageError("tune measures a GPU, and this machine has none")
     try:
         table = tuning.tune(
-            target, precisions=precisions or tuning.PRECISIONS, batch=batch or 8, report=click.echo, **options
+            target,
+            precisions=precisions or tuning.PRECISIONS,
+            batch=batch or 8,
+            report=click.echo,
+            keep=lambda table: tuning.write(table, out),
+            **options,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

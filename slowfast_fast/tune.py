@@ -8,7 +8,9 @@ has it.
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from . import ops
 from .backend import BACKENDS, backend, can_run
+from .bench.apart import device_is_lost
 from .bench.leg import Leg
 from .bench.measure import CpuClock, CudaClock, Race, clock_for
 from .bench.report import versions
@@ -95,14 +98,24 @@ def runner(problem: Problem, name: str, tensors: list[Tensor], options: dict[str
 def measure(
     problem: Problem, leg: Leg, device: torch.device, rounds: int, clock: CpuClock | CudaClock
 ) -> dict[str, float]:
-    """Median microseconds of each backend that can run the problem."""
+    """Median microseconds of each backend that can run the problem; infinite of one that fails, which warns why."""
     tensors, options = arguments(problem, leg.dtype, device)
-    names = candidates(problem.op, device, leg.dtype)
-    race = Race({name: runner(problem, name, tensors, options) for name in names}, clock)
+    calls, names = {}, candidates(problem.op, device, leg.dtype)
+    for name in names:
+        try:
+            call = runner(problem, name, tensors, options)
+            call()
+        except Exception as error:  # the others are still worth measuring, unless the device is lost
+            if device_is_lost(device):
+                raise
+            warnings.warn(f"{name} failed at {problem}: {error}", stacklevel=2)
+        else:
+            calls[name] = call
+    race = Race(calls, clock)
     race.warm_up(3)
     for _ in range(rounds):
         race.round()
-    return {name: 1e6 * statistics.median(race.seconds[name]) for name in names}
+    return {name: 1e6 * statistics.median(race.seconds[name]) if name in calls else math.inf for name in names}
 
 
 def tune(
@@ -113,9 +126,10 @@ def tune(
     crop: int = 224,
     rounds: int = 30,
     report: Callable[[str], None] = print,
+    keep: Callable[[dict[str, Any]], object] = lambda table: None,
     measured: Callable[..., dict[str, float]] = measure,
 ) -> dict[str, Any]:
-    """Measure, and return the content of a table.
+    """Measure, and return the content of a table; `keep` is given what there is of it after every problem.
 
     Raises ValueError where there is nothing to choose between.
     """
@@ -129,6 +143,8 @@ def tune(
         )
         raise ValueError(f"tune needs two backends to choose between; on {device} there is {only} ({refused})")
     clock = clock_for(device)
+    made = versions() | {"batch": str(batch), "crop": str(crop)}
+    table: dict[str, Any] = {}
     totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for precision in precisions:
         leg = Leg(precision, batch, crop)
@@ -141,17 +157,23 @@ def tune(
                 for name, microseconds in measured(problem, leg, device, rounds, clock).items():
                     totals[key][name] += s.count * microseconds
                 report(f"{key}: " + ", ".join(f"{name} {t:.1f}" for name, t in totals[key].items()) + " us")
-    return {
-        "device": device_name(device),
-        "made": versions() | {"batch": str(batch), "crop": str(crop)},
-        "fastest": fastest(totals),
-        "microseconds": {key: {name: round(t, 2) for name, t in times.items()} for key, times in totals.items()},
-    }
+                ran = {
+                    key: {name: round(t, 2) for name, t in times.items() if t < math.inf}
+                    for key, times in totals.items()
+                }
+                table = {
+                    "device": device_name(device),
+                    "made": made,
+                    "fastest": fastest(ran),
+                    "microseconds": ran,
+                }
+                keep(table)
+    return table
 
 
 def fastest(totals: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The quickest backend of each class."""
-    return {key: min(times, key=times.__getitem__) for key, times in sorted(totals.items())}
+    """The quickest backend of each class in which any ran."""
+    return {key: min(times, key=times.__getitem__) for key, times in sorted(totals.items()) if times}
 
 
 def device_name(device: torch.device) -> str:

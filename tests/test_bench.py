@@ -1,9 +1,11 @@
 """The benchmarks judged: their shapes, formulas, arithmetic and reports. No test depends on how fast anything is."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
+import bench_apart
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slowfast_fast.bench import bench
 from slowfast_fast.bench import run as running
+from slowfast_fast.bench.apart import Apart
 from slowfast_fast.bench.cases import DIRECTIONS, Case, natively_supported, traffic
 from slowfast_fast.bench.leg import Leg
 from slowfast_fast.bench.measure import (
@@ -337,6 +340,45 @@ def test_wrong_or_absent_variants_are_left_out(monkeypatch):
     assert "relative error of y against float64" in found.unavailable["wrong"]
     assert found.unavailable["absent"] == "not today"
     assert {"wrong", "absent"}.isdisjoint(race.calls)
+
+
+def test_a_variant_that_fails_costs_no_other(tmp_path, monkeypatch):
+    """It is told in the document and by the exit."""
+
+    def broken(problem: Problem):
+        raise ArithmeticError("no such kernel")
+
+    monkeypatch.setitem(running.STOCK, "broken", broken)
+    path = tmp_path / "run.json"
+    with pytest.raises(RuntimeError, match="4 variants failed"):
+        bench(ops=["lateral_concat"], directions=["fwd"], device="cpu", compile=False, rounds=1, crops=[32], json=path)
+    cases = json.loads(path.read_text())["cases"]
+    assert {case["unavailable"]["broken"] for case in cases} == {"failed: ArithmeticError: no such kernel"}
+    assert all("slowfast_fast cpu" in case["variants"] for case in cases)
+
+
+def test_cases_apart():
+    """One process for all calls, and another one after one that ended or gave no answer."""
+    apart = Apart(bench_apart.answer, seconds=60)
+    try:
+        first = apart("process")
+        assert first != os.getpid()
+        with pytest.raises(RuntimeError, match="KeyError: 'no such kernel'"):
+            apart("raise", value="no such kernel")
+        with pytest.raises(torch.OutOfMemoryError, match="too much"):
+            apart("memory", value="too much")
+        assert apart("process") == first
+        with pytest.raises(RuntimeError, match="its process ended with 3"):
+            apart("end")
+        second = apart("process")
+        assert second != first
+        apart._seconds = 1.0
+        with pytest.raises(RuntimeError, match="no result after 1 s"):
+            apart("hang")
+        apart._seconds = 60.0
+        assert apart("process") not in (first, second)
+    finally:
+        apart.close()
 
 
 def test_quick_run_writes_everything(tmp_path, capsys):

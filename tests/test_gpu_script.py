@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -59,9 +61,23 @@ def test_steps_that_fail_do_not_stop_the_others(tmp_path: Path) -> None:
     table = gpu.as_table(list(results.values()))
     assert "compute-sanitizer is not installed" in table
     assert len(table.splitlines()) == 1 + len(results)
-    merged = gpu.merge_logs(groups, tmp_path).read_text()
+    merged = (tmp_path / "gpu.log").read_text()
     assert merged.index("===== build") < merged.index("===== environment") < merged.index("===== benchmarks")
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.log"]
+
+
+def test_results_are_told_and_kept_as_steps_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Whoever ends the command during the last step has what came before: printed, and in few files."""
+    printed, files = [], []
+
+    def after_group() -> None:
+        printed.append(capsys.readouterr().out)
+        files.append({path.name for path in tmp_path.iterdir()})
+
+    slow = "import time; time.sleep(1); print('second thoughts')"
+    gpu.run([[step("slow", slow), step("quick", "print('first')")], [step("last", "")]], tmp_path, 60, after_group)
+    assert "quick: passed after 0 s, first\nslow: passed after 1 s, second thoughts" in printed[0]
+    assert files == [{"gpu.log"}] * 2
 
 
 def test_a_step_ends_with_all_that_it_started(tmp_path: Path) -> None:
@@ -106,18 +122,24 @@ def test_a_step_gets_no_more_than_what_is_left(tmp_path: Path) -> None:
 
 
 def test_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    present = {"xdist": True, "triton": False, "matplotlib": False}
+    present = {"xdist": True, "triton": False, "matplotlib": False, "pytest_timeout": True}
     monkeypatch.setattr(gpu, "installed", present.__getitem__)
     monkeypatch.setattr(gpu, "find_tool", {"compute-sanitizer": "/cuda/compute-sanitizer", "nvcc": "/cuda/nvcc"}.get)
     groups = gpu.plan("some-device", "90a-real", tmp_path, compile=False)
     steps = {s.name: s for group in groups for s in group}
-    assert list(steps) == ["build", "tests", "tests of triton", "memcheck", "racecheck", "initcheck", "benchmarks"]
+    assert list(steps) == [
+        *("build", "ops of cuda", "ops of triton", "tests", "tests of triton"),
+        *("memcheck", "racecheck", "initcheck", "benchmarks"),
+    ]
     assert steps["build"].environment == {
         "SLOWFAST_FAST_CUDA": "1",
         "SLOWFAST_FAST_CUDA_ARCHS": "90a-real",
         "CUDACXX": "/cuda/nvcc",
     }
-    assert steps["tests of triton"].unavailable == "triton is not installed"
+    assert steps["tests of triton"].unavailable == steps["ops of triton"].unavailable == "triton is not installed"
+    assert {"-n", "--timeout", "on_device"} <= set(steps["tests"].command(60))
+    tuned = gpu.plan("some-device", "90a-real", tmp_path, compile=False, tune=True)
+    assert [[s.name for s in group] for group in tuned[-2:]] == [["tune"], ["benchmarks"]]
     assert steps["memcheck"].command(60)[:3] == ["/cuda/compute-sanitizer", "--tool", "memcheck"]
     assert all(s.needs == "build" for s in steps.values() if s.name != "build")
     words = steps["benchmarks"].command(200)
@@ -132,26 +154,56 @@ def test_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_results_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """They are left in $OUT and beside the committed ones, and the table is printed last."""
-    out, results = tmp_path / "out", tmp_path / "results"
+    out, results, tables = tmp_path / "out", tmp_path / "results", tmp_path / "tuned"
     results.mkdir()
+    tables.mkdir()
     monkeypatch.setenv("OUT", str(out))
     monkeypatch.setattr(gpu, "RESULTS", results)
+    monkeypatch.setattr(gpu, "TUNED", tables)
     monkeypatch.setattr(gpu, "missing", list)
     monkeypatch.setattr(gpu, "describe_device", lambda: ("some-device", "90a-real"))
-    write = f"open({str(out / 'some-device.json')!r}, 'w').write('{{}}'); print('written')"
-    good, bad = [step("benchmarks", write)], [step("tests", "raise SystemExit(1)")]
+    write = "; ".join(f"open({str(out / f'some-device{end}.json')!r}, 'w').write('{{}}')" for end in ("", "-tuned"))
+    good, bad = [step("benchmarks", f"{write}; print('written')")], [step("tests", "raise SystemExit(1)")]
     monkeypatch.setattr(gpu, "plan", lambda *arguments: [good])
     assert gpu.main([]) == 0
-    assert (results / "some-device.json").read_text() == "{}"
+    assert (results / "some-device.json").read_text() == (tables / "some_device.json").read_text() == "{}"
     monkeypatch.setattr(gpu, "plan", lambda *arguments: [bad, good])
     assert gpu.main([]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-5:-2]] == ["step", "tests", "benchmarks"]
     assert printed[-1] == f"log and results: {out}"
-    assert {path.name for path in out.iterdir()} == {"gpu.log", "some-device.json"}
+    assert {path.name for path in out.iterdir()} == {"gpu.log", "some-device.json", "some-device-tuned.json"}
     assert gpu.main(["--only", "benchmarks"]) == 0
     with pytest.raises(SystemExit):
         gpu.main(["--only", "lunch"])
+
+
+def test_a_worker_without_its_device_is_replaced(tmp_path: Path) -> None:
+    """And a failure is printed when it happens: what came of the tests that ran is known even without a summary."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_two.py").write_text("""
+import on_device, os, pytest
+def test_lost(monkeypatch):
+    on_device.lost = lambda: True
+    assert False, "illegal memory access"
+def test_next():
+    assert not on_device.lost()
+def test_wrong():
+    assert 1 == 2, "one is not two"
+def test_killed():
+    os.kill(int(os.environ["CONTROLLER"]), 9)
+""")
+    command = [sys.executable, "-m", "pytest", "-p", "on_device", "--capture", "sys", "-q", "-n", "1"]
+    code = f"import os; os.environ['CONTROLLER'] = str(os.getpid()); os.execvp({command[0]!r}, {command!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tools"), str(ROOT)))}
+    done = subprocess.run(python(code), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == -9
+    assert "test_lost lost the device" in said
+    assert "illegal memory access" in said
+    assert "test_wrong failed" in said
+    assert "one is not two" in said
+    assert "test_next failed" not in said
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -186,7 +238,8 @@ def test_commands_work(tmp_path: Path) -> None:
 
     def as_here(name: str, words: dict[str, str]) -> gpu.Step:
         command = [words.get(word, word) for word in steps[name].command(0)]
-        return gpu.Step(name, 900, lambda seconds: command)  # for a machine that is busy with other tests
+        # Longer, for a machine that is busy with other tests.
+        return replace(steps[name], budget=900, needs=None, command=lambda seconds: command)
 
     # Every worker collects what it is given, and six of them all tests for minutes on two cores.
     tests = as_here("tests", {"tests": "tests/test_wide.py", "6": "1"})

@@ -47,7 +47,12 @@ def test_table(two_backends: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         return {"first": first, "second": 2.0}
 
     lines: list[str] = []
-    table = tune.tune(CPU, precisions=("float32",), batch=1, crop=32, measured=measured, report=lines.append)
+    kept: list[dict[str, Any]] = []
+    table = tune.tune(
+        CPU, precisions=("float32",), batch=1, crop=32, measured=measured, report=lines.append, keep=kept.append
+    )
+    assert [len(so_far["fastest"]) for so_far in kept] == sorted(len(so_far["fastest"]) for so_far in kept)
+    assert (len(kept), kept[-1]) == (len(lines), table)
     wide = choosing.table_key("temporal_conv", "bwd", torch.float32, False, "1024->256 temporal")
     narrow = choosing.table_key("lateral_concat_bn", "fwd", torch.float32, False, "32->64 temporal strided")
     assert table["fastest"][wide] == "first"
@@ -70,6 +75,25 @@ def test_measure(two_backends: None, op: str, direction: str) -> None:
     times = tune.measure(problem, Leg("float32"), CPU, 2, CpuClock())
     assert list(times) == ["first", "second"]
     assert all(time > 0 for time in times.values())
+
+
+def test_a_backend_that_fails_is_not_chosen(two_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one shape is enough; and it costs no figure of the others."""
+    runner = tune.runner
+    found = [p for p in tune.problems(1, 32) if (p.op, p.direction) == ("temporal_conv", "fwd")][:4]
+
+    def run(problem: tune.Problem, name: str, *arguments: Any) -> Any:
+        if name == "first" and problem == found[1]:
+            raise RuntimeError("no such kernel")
+        return runner(problem, name, *arguments)
+
+    monkeypatch.setattr(tune, "runner", run)
+    monkeypatch.setattr(tune, "problems", lambda batch, crop: found)
+    with pytest.warns(UserWarning, match="first failed at .*no such kernel"):
+        table = tune.tune(CPU, precisions=("float32",), batch=1, crop=32, rounds=2, report=lambda line: None)
+    failed = {key for key, times in table["microseconds"].items() if "first" not in times}
+    assert 0 < len(failed) < len(table["microseconds"])
+    assert all(table["fastest"][key] == "second" for key in failed)
 
 
 def test_nothing_to_choose_between() -> None:

@@ -1,6 +1,8 @@
 """Every op of a backend, forward and backward, at few small shapes: what compute-sanitizer watches.
 
-    python tools/exercise_ops.py [cuda]
+    python tools/exercise_ops.py [cuda | triton]
+
+A shape that fails is told, and the others run.
 
 Inputs are made on the host, so that on a GPU hardly a kernel but ours runs (a block's spatial convolution is
 PyTorch's). One shape for each kind of kernel: narrow and wide channels, channels that are no multiple of a vector, a
@@ -9,6 +11,9 @@ channels for the larger tiles, forward and in dgrad.
 """
 
 import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +40,8 @@ TEMPORAL = (
 BLOCKS = ((8, 8, 32, 1), (136, 72, 144, 2))
 # channels of slow, of fast, of the lateral convolution, frames of slow
 LATERAL = ((64, 8, 16, 2), (128, 64, 128, 1), (5, 3, 6, 2))
+POOLED = ((64,), (5,))  # channels of a stem
+MOVED = ((64, 8), (5, 3))  # channels of slow and of fast
 POSITIONS = (5, 7)  # an odd number of rows
 
 
@@ -69,7 +76,11 @@ class Inputs:
 
 def finish(output: Tensor, *inputs: Tensor) -> None:
     grad = torch.randn(output.shape).to(output.dtype).contiguous(memory_format=torch.channels_last_3d)
-    for result in (output, *torch.autograd.grad(output, inputs, grad.to(output.device))):
+    check(output, *torch.autograd.grad(output, inputs, grad.to(output.device)))
+
+
+def check(*results: Tensor) -> None:
+    for result in results:
         assert torch.isfinite(result.cpu()).all()
 
 
@@ -91,6 +102,32 @@ def bottleneck_bn(of: Inputs, c: int, j: int, k: int, stride: int) -> None:
     finish(ops.bottleneck_bn(x, *layers, stride=stride), x, *(tensor for layer in layers for tensor in layer[:3]))
 
 
+@torch.no_grad()
+def bottleneck(of: Inputs, c: int, j: int, k: int, stride: int) -> None:
+    weights = [of.weight(j, c, 3), of.spatial_weight(j), of.weight(k, j, 1), of.weight(k, c, 1)]
+    if (c, stride) == (k, 1):
+        del weights[3]
+    layers = [tensor for weight in weights for tensor in (weight, of.vectors(len(weight))[0])]
+    check(ops.bottleneck(of.rows(2, c, 4, *POSITIONS), *layers, stride=stride))
+
+
+def stem(of: Inputs, c: int) -> None:
+    pool = {"kernel": 3, "stride": 2, "padding": 1}
+    x, vectors = of.rows(2, c, 3, *POSITIONS), of.vectors(c)
+    finish(ops.batch_norm_max_pool(x, *vectors, **of.running(c), relu=True, **pool), x, *vectors)
+    check(ops.max_pool(x.detach(), **pool))
+
+
+def frames_concat(of: Inputs, c_slow: int, c: int) -> None:
+    slow, fast = of.rows(2, c_slow, 2, *POSITIONS), of.rows(2, c, 8, *POSITIONS)
+    finish(ops.frames_concat(slow, fast, alpha=4, taps=4), slow, fast)
+
+
+def pack_pathways(of: Inputs) -> None:
+    frames = torch.randint(256, (2, 8, *POSITIONS, 3), dtype=torch.uint8)
+    check(*ops.pack_pathways(frames.to(of.device), alpha=4, dtype=of.dtype))
+
+
 def lateral_concat(of: Inputs, c_slow: int, c: int, k: int, t: int) -> None:
     slow, fast = of.rows(1, c_slow, t, *POSITIONS), of.rows(1, c, 4 * t, *POSITIONS)
     inputs = (slow, fast, of.weight(k, c, 7), *of.vectors(k))
@@ -100,17 +137,38 @@ def lateral_concat(of: Inputs, c_slow: int, c: int, k: int, t: int) -> None:
 
 def main(backend: str = "cuda") -> None:
     device = BACKENDS[backend].devices[0]
+    calls = failed = 0
+
+    def attempt(op: Callable[..., None], of: Inputs, *shape: Any) -> None:
+        nonlocal calls, failed
+        calls += 1
+        try:
+            op(of, *shape)
+        except Exception:
+            failed += 1
+            traceback.print_exc()
+            print(f"{op.__name__} {shape} in {of.dtype} failed on {backend}", flush=True)
+
+    every_shape = {
+        "temporal_conv": (temporal_conv, TEMPORAL),
+        "lateral_concat": (lateral_concat, LATERAL),
+        "bottleneck_bn": (bottleneck_bn, BLOCKS),
+        "bottleneck": (bottleneck, BLOCKS),
+        "batch_norm_max_pool": (stem, POOLED),
+        "frames_concat": (frames_concat, MOVED),
+        "pack_pathways": (pack_pathways, ((),)),
+    }
     with slowfast_fast.backend(backend):
         for dtype, tf32 in DTYPES:
             torch.backends.cudnn.allow_tf32 = tf32
             of = Inputs(device, dtype)
-            for shape in TEMPORAL:
-                temporal_conv(of, *shape)
-            for shape in LATERAL:
-                lateral_concat(of, *shape)
-            for shape in BLOCKS if can_run(backend, "bottleneck_bn", torch.empty(1, device=device)) is None else ():
-                bottleneck_bn(of, *shape)
-    print(f"every op ran on {backend}, {len(DTYPES) * (len(TEMPORAL) + len(LATERAL) + len(BLOCKS))} shapes and dtypes")
+            for name, (op, shapes) in every_shape.items():
+                if can_run(backend, name, torch.empty(1, dtype=dtype, device=device)) is None:
+                    for shape in shapes:
+                        attempt(op, of, *shape)
+    if failed:
+        raise SystemExit(f"{failed} of {calls} shapes and dtypes failed on {backend}")
+    print(f"every op ran on {backend}, {calls} shapes and dtypes")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Everything that needs a CUDA device, in one command of under nine minutes: `make gpu`.
 
-Builds in place, for this device alone, then runs the tests marked gpu, compute-sanitizer over the ops, and the
-benchmarks in what time is left. It takes the Python and the packages that are there: nothing is installed, no network
-is used. The log, the benchmarks' document and their chart go to $OUT, or to build/gpu where that is not set; document
-and chart also to benchmarks/results/. A step that fails does not stop those that can do without it; the exit status is
-1 if any failed.
+Builds in place, for this device alone, runs every op of each backend once, then the tests marked gpu and
+compute-sanitizer over the ops, and the benchmarks in what time is left. It takes the Python and the packages that are
+there: nothing is installed, no network is used. The log, the benchmarks' document and their chart go to $OUT, or to
+build/gpu where that is not set; document and chart also to benchmarks/results/. A step that fails does not stop those
+that can do without it; the exit status is 1 if any failed. What a step finds is written when it finds it, so that
+little is lost where the command is ended before its time.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TUNED = ROOT / "slowfast_fast" / "tuned"
 SECONDS = 520  # for everything; the budgets below sum up to less, and the benchmarks take what is left
+MERGED = "gpu.log"
 GRACE = 10  # between asking a step to stop and killing it; also what the benchmarks need after their last case
 TOOLS = ("memcheck", "racecheck", "initcheck")
+LONGEST_TEST = 100  # seconds; a kernel that runs for longer hangs
+POLL = 0.05  # seconds between two looks at the steps that run
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def describe_device() -> tuple[str, str]:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-"), architecture
 
 
-def plan(device: str, architecture: str, folder: Path, compile: bool) -> list[list[Step]]:
+def plan(device: str, architecture: str, folder: Path, compile: bool, tune: bool = False) -> list[list[Step]]:
     """Groups of steps: one after the other, the steps of a group side by side."""
     python = sys.executable
     build_environment = {"SLOWFAST_FAST_CUDA": "1", "SLOWFAST_FAST_CUDA_ARCHS": architecture}
@@ -120,21 +125,61 @@ def plan(device: str, architecture: str, folder: Path, compile: bool) -> list[li
         lambda seconds: [python, "setup.py", "--quiet", "build_ext", "--inplace"],
         build_environment,
     )
-    return [[build], [*_tests(python), *_sanitizers(python)], [_benchmarks(python, device, folder, compile)]]
+    groups = [[build], _every_op(python), [*_tests(python), *_sanitizers(python)]]
+    groups += [[_tune(python, device, folder)]] * tune
+    return [*groups, [_benchmarks(python, device, folder, compile)]]
+
+
+def _without_triton() -> str | None:
+    return None if installed("triton") else "triton is not installed"
+
+
+def _every_op(python: str) -> list[Step]:
+    """Seconds, where nothing is wrong: whether kernels run at all is the first that one wants to know."""
+    return [
+        Step(
+            f"ops of {backend}",
+            40,
+            lambda seconds, backend=backend: [python, "tools/exercise_ops.py", backend],
+            # Triton's first choices: the tests and the benchmarks measure.
+            {"SLOWFAST_FAST_TRITON_TUNE": "0"},
+            unavailable=unavailable,
+            needs="build",
+        )
+        for backend, unavailable in (("cuda", None), ("triton", _without_triton()))
+    ]
+
+
+def _tune(python: str, device: str, folder: Path) -> Step:
+    precisions = [word for name in ("bfloat16", "float16", "tf32", "float32") for word in ("--dtype", name)]
+    return Step(
+        "tune",
+        SECONDS,
+        lambda seconds: [
+            *(python, "-m", "slowfast_fast", "tune", "--device", "cuda", *precisions),
+            *("--out", str(folder / f"{device}-tuned.json")),
+        ],
+        unavailable=_without_triton(),
+        needs="build",
+    )
 
 
 def _tests(python: str) -> list[Step]:
-    pytest = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    pytest = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    pytest += ["-p", "on_device", "--capture", "sys", "tests"]
     if installed("xdist"):
-        pytest += ["-n", "6"]
+        pytest += ["-n", "6", "--max-worker-restart", "100"]
+    if installed("pytest_timeout"):  # by a thread: a signal does not end what waits for a device
+        pytest += ["--timeout", str(LONGEST_TEST), "--timeout-method", "thread"]
+    options = {"environment": {"PYTHONPATH": str(ROOT / "tools")}, "needs": "build"}
     return [
-        Step("tests", 190, lambda seconds: [*pytest, "-k", "not triton"], needs="build"),
+        Step("tests", 170, lambda seconds: [*pytest, "-k", "not triton"], **options),
         Step(
             "tests of triton",
-            190,
+            170,
             lambda seconds: [*pytest, "-k", "triton"],
-            unavailable=None if installed("triton") else "triton is not installed",
-            needs="build",
+            unavailable=_without_triton(),
+            **options,
         ),
     ]
 
@@ -144,7 +189,7 @@ def _sanitizers(python: str) -> list[Step]:
     return [
         Step(
             tool,
-            190,
+            170,
             lambda seconds, tool=tool: [
                 *(str(sanitizer), "--tool", tool, "--error-exitcode", "1", "--report-api-errors", "no"),
                 *(python, "tools/exercise_ops.py"),
@@ -175,12 +220,19 @@ def _benchmarks(python: str, device: str, folder: Path, compile: bool) -> Step:
     )
 
 
-def run(groups: Sequence[Sequence[Step]], folder: Path, seconds: float = SECONDS) -> list[Result]:
-    """Run the groups, each step's output in a log of its own, and say what came of every step, in their order."""
+def run(
+    groups: Sequence[Sequence[Step]],
+    folder: Path,
+    seconds: float = SECONDS,
+    after_group: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Run the groups, and say what came of every step, in their order: of each when it ends, and of all at the end. A
+    step's output is in a log of its own, which goes into gpu.log once its group has ended."""
     end = time.monotonic() + seconds
     results: dict[str, Result] = {}
+    (folder / MERGED).unlink(missing_ok=True)
     for group in groups:
-        running: list[tuple[Step, subprocess.Popen, float, float]] = []
+        running: list[Running] = []
         for step in group:
             needed = results.get(step.needs or "")
             if step.unavailable:
@@ -190,9 +242,15 @@ def run(groups: Sequence[Sequence[Step]], folder: Path, seconds: float = SECONDS
             else:
                 allowed = min(step.budget, end - time.monotonic())
                 print(f"{step.name} ({allowed:.0f} s at most)", flush=True)
-                running.append((step, _start(step, allowed, folder), time.monotonic(), allowed))
-        for step, process, begun, allowed in running:
-            results[step.name] = _finish(step, process, begun, allowed, folder)
+                running.append(Running(step, allowed, folder))
+        while running:
+            for one in [one for one in running if one.has_ended()]:
+                running.remove(one)
+                result = results[one.step.name] = one.result()
+                print(f"{result.step}: {result.outcome} after {result.seconds:.0f} s, {result.detail}", flush=True)
+            time.sleep(POLL)
+        _merge_logs(group, folder)
+        after_group()
     return [results[step.name] for group in groups for step in group]
 
 
@@ -200,42 +258,49 @@ def _log(step: Step, folder: Path) -> Path:
     return folder / f"{step.name.replace(' ', '-')}.log"
 
 
-def _start(step: Step, allowed: float, folder: Path) -> subprocess.Popen:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **step.environment}
-    with open(_log(step, folder), "w") as log:
-        # A session of its own: compilers and test workers go with it when its time is up.
-        return subprocess.Popen(
-            step.command(allowed), cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+class Running:
+    """A step's process. When its time is up it is asked to stop, and killed if it does not."""
+
+    def __init__(self, step: Step, allowed: float, folder: Path) -> None:
+        self.step, self._allowed, self._log = step, allowed, _log(step, folder)
+        path = (str(ROOT), step.environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH"))
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        with open(self._log, "w") as log:
+            # A session of its own: compilers and test workers go with it when its time is up.
+            self._process = subprocess.Popen(
+                step.command(allowed), cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._begun = time.monotonic()
+        self._asked = False
+
+    def has_ended(self) -> bool:
+        if self._process.poll() is not None:
+            return True
+        late = time.monotonic() - self._begun - self._allowed
+        if late > GRACE:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        elif late > 0 and not self._asked:
+            self._asked = True
+            os.killpg(self._process.pid, signal.SIGINT)  # pytest then still prints what it found
+        return False
+
+    def result(self) -> Result:
+        status = self._process.returncode
+        outcome = "passed" if status == 0 else f"FAILED ({status})"
+        if self._asked:
+            outcome = f"TIMED OUT after {self._allowed:.0f} s"
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return Result(self.step.name, outcome, time.monotonic() - self._begun, lines[-1] if lines else "")
 
 
-def _finish(step: Step, process: subprocess.Popen, begun: float, allowed: float, folder: Path) -> Result:
-    outcome = None
-    try:
-        process.wait(max(0.0, begun + allowed - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        outcome = f"TIMED OUT after {allowed:.0f} s"
-        os.killpg(process.pid, signal.SIGINT)  # pytest then still prints what it found
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if outcome is None:
-        outcome = "passed" if process.returncode == 0 else f"FAILED ({process.returncode})"
-    lines = [line.strip() for line in _log(step, folder).read_text(errors="replace").splitlines() if line.strip()]
-    return Result(step.name, outcome, time.monotonic() - begun, lines[-1] if lines else "")
-
-
-def merge_logs(groups: Sequence[Sequence[Step]], folder: Path) -> Path:
-    """All logs as one file, in the order of the steps."""
-    with open(folder / "gpu.log", "w") as merged:
-        for step in (step for group in groups for step in group):
+def _merge_logs(steps: Sequence[Step], folder: Path) -> None:
+    with open(folder / MERGED, "a") as merged:
+        for step in steps:
             if (log := _log(step, folder)).is_file():
                 merged.write(f"\n===== {step.name}\n\n{log.read_text(errors='replace')}")
                 log.unlink()
-    return folder / "gpu.log"
 
 
 def as_table(results: Sequence[Result]) -> str:
@@ -248,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="STEP", help="of the steps in the table; repeatable")
     parser.add_argument("--compile", action="store_true", help="torch.compile among the variants (slow to compile)")
+    parser.add_argument("--tune", action="store_true", help="before the benchmarks, the table that `auto` goes by")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything [default: {SECONDS}]")
     chosen = parser.parse_args(arguments)
     if lacking := missing():
@@ -256,19 +322,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, architecture = describe_device()
     folder = Path(os.environ.get("OUT") or ROOT / "build" / "gpu").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    groups = plan(device, architecture, folder, chosen.compile)
+    groups = plan(device, architecture, folder, chosen.compile, chosen.tune or "tune" in (chosen.only or ()))
     names = [step.name for group in groups for step in group]
     if unknown := set(chosen.only or ()) - set(names):
         parser.error(f"--only: expected some of {', '.join(names)}; got {', '.join(sorted(unknown))}")
     if chosen.only:
         groups = [[step for step in group if step.name in chosen.only] for group in groups]
-    results = run(groups, folder, chosen.seconds)
-    log = merge_logs(groups, folder)
-    for kind in ("json", "png"):
-        if (written := folder / f"{device}.{kind}").is_file():
-            shutil.copy(written, RESULTS)
-    print(f"\n{_tail(log)}\n\n{as_table(results)}\n\nlog and results: {folder}")
+    results = run(groups, folder, chosen.seconds, lambda: copy_into_the_checkout(device, folder))
+    print(f"\n{_tail(folder / MERGED)}\n\n{as_table(results)}\n\nlog and results: {folder}")
     return int(any(result.failed for result in results))
+
+
+def copy_into_the_checkout(device: str, folder: Path) -> None:
+    """What steps have written so far to where it is committed; the benchmarks then go by a fresh table, too."""
+    for written, place in (
+        (f"{device}.json", RESULTS),
+        (f"{device}.png", RESULTS),
+        (f"{device}-tuned.json", TUNED / f"{device.replace('-', '_')}.json"),
+    ):
+        if (folder / written).is_file():
+            shutil.copy(folder / written, place)
 
 
 def _tail(log: Path) -> str:

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from ..models import list_models
+from .apart import Apart
 from .budget import Budget, most_wanted_first
 from .cases import DIRECTIONS, Case
 from .chart import draw, require_matplotlib
 from .leg import Leg
-from .measure import Measurement
+from .measure import FAILED, Measurement
 from .network import DEFAULT_NETWORK, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
 from .report import busy, document, figures, heading, machine, table, write
 from .run import OPS, find_cases, run
 from .summary import STOCK, summary_text
 
 ROUNDS, QUICK_ROUNDS = 15, 3
+LONGEST_CASE = 200.0  # seconds on a GPU, where nothing is compiled; a kernel that runs for longer hangs
 
 
 def bench(
@@ -76,7 +78,7 @@ def bench(
     Raises:
         ValueError: a value is not one of those above.
         ImportError: the chart needs matplotlib. Both come before anything is measured.
-        RuntimeError: cases failed; everything that could be measured has been, and is written.
+        RuntimeError: cases failed, or variants; everything that could be measured has been, and is written.
     """
     for argument, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
@@ -107,6 +109,8 @@ def bench(
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     compile = compile and not quick
 
+    # Of a GPU's kernels any may end the process or hang.
+    apart = Apart(run, None if compile else LONGEST_CASE) if place.type == "cuda" else None
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
@@ -131,18 +135,18 @@ def bench(
                 continue
             try:
                 options: dict[str, Any] = {"compile": compile, "autocast": autocast, "seed": seed}
-                measurements.append(run(case, place, rounds=rounds, seconds=case_seconds, **options))
+                measurements.append((apart or run)(case, place, rounds=rounds, seconds=case_seconds, **options))
             except KeyboardInterrupt:  # what has been measured is kept
                 clock.stop()
                 left_out.append(_without(case, "interrupted"))
             except torch.OutOfMemoryError:
                 left_out.append(_without(case, "out of device memory"))
             except RuntimeError as error:  # the others are still worth measuring
-                left_out.append(_without(case, f"failed: {error}"))
+                left_out.append(_without(case, f"{FAILED}{error}"))
                 print(f"{case.name} ({case.leg}) failed: {error}", end="\n\n", flush=True)
             else:
                 print(table(measurements[-1]), end="\n\n", flush=True)
-            measured = measurements[-1] if measurements and measurements[-1].case is case else None
+            measured = measurements[-1] if measurements and measurements[-1].case == case else None
             clock.took(case, measured)
             keep()
         print(summary_text(measurements))
@@ -155,9 +159,13 @@ def bench(
             draw([figures(m) for m in drawn], png, f"{heading(found)}\n{precisions if ops == (OP,) else legs[0]}")
         elif png is not None:
             print(f"nothing to draw: {legs[0]} has no measurement of both stock and ours")
-        if failed := sum(case["reason"].startswith("failed") for case in left_out):
+        if failed := sum(case["reason"].startswith(FAILED) for case in left_out):
             raise RuntimeError(f"{failed} of {len(cases)} cases failed")
+        if variants := sum(len(measurement.failed) for measurement in measurements):
+            raise RuntimeError(f"{variants} variants failed; the document names them")
     finally:
+        if apart is not None:
+            apart.close()
         torch.set_num_threads(threads_before)
 
 

@@ -19,6 +19,7 @@ from .network import NetworkCase
 from .variants import OURS
 
 COPY, GEMM = "copy", "gemm"
+FAILED = "failed: "  # so begins the reason of what should have run
 # Baselines that are no variant: the fastest one of stock, and what the machine can do at best.
 FASTEST_STOCK, LIMIT = "the fastest stock variant", "the limit"
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -185,6 +186,11 @@ class Measurement:
     peaks: dict[str, int] = field(default_factory=dict)  # bytes; of a network's training step, see memory.py
     unavailable: dict[str, str] = field(default_factory=dict)
     checked_clips: list[int] | None = None  # of the batch, those that errors are of; None for all
+
+    @property
+    def failed(self) -> list[str]:
+        """The variants that raised."""
+        return [name for name, reason in self.unavailable.items() if reason.startswith(FAILED)]
 
     @property
     def occurrences(self) -> int:

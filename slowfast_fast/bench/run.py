@@ -11,10 +11,11 @@ import torch
 from ..backend import BACKENDS
 from ..choosing import choose
 from ..models import list_models
+from .apart import device_is_lost
 from .cases import DIRECTIONS, Case
 from .family import FAMILY, FamilyCase, FamilyProblem
 from .leg import Leg
-from .measure import NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
+from .measure import FAILED, NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
 from .memory import peak_bytes
 from .network import (
     AUTOCAST,
@@ -71,7 +72,7 @@ def prepare(
 ) -> tuple[Measurement, Race]:
     """The variants of a case, checked and warmed up, ready to run in rounds; and the measurement that the rounds fill.
 
-    A variant that can't run the case, or gives wrong numbers, is left out; `Measurement.unavailable` says why.
+    A variant that can't run the case, raises or gives wrong numbers is left out; `Measurement.unavailable` says why.
     """
     field = _field(case, device, seed)
     measurement = Measurement(case, device.type, field.chosen, checked_clips=field.checked)
@@ -91,6 +92,11 @@ def prepare(
             continue
         except torch.OutOfMemoryError:
             measurement.unavailable[name] = "out of device memory"
+            continue
+        except Exception as error:  # the other variants are still worth measuring
+            if device_is_lost(device):
+                raise RuntimeError(f"{name}: {error}") from error
+            measurement.unavailable[name] = f"{FAILED}{type(error).__name__}: {error}"
             continue
         if name == AUTOCAST:
             expected = {key: value for key, value in field.exact.items() if key in results}
