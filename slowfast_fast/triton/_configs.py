@@ -38,7 +38,7 @@ def product_configs(
     if outputs >= WIDE_CHANNELS and depth >= WIDE_CHANNELS:
         if backward:
             return _wide_backward(slab)
-        return [_split(config, rows, outputs, depth) for config in _wide(slab)]
+        return [_split(config, rows, outputs, depth) for config in _wide(slab, bits)]
     bk = _at_least(depth if channels % slab else slab, 16, slab)
     bn = _at_least(outputs, 16, 64 if outputs <= 64 else 128)
     bm = _at_least(rows, 16, 128)
@@ -53,11 +53,11 @@ def product_configs(
     ]
 
 
-def _wide(slab: int) -> list[Config]:
+def _wide(slab: int, bits: int) -> list[Config]:
     return [
         Config(128, 128, slab, 8, 3),
         Config(128, 128, slab // 2, 8, 4),
-        Config(128, 256, slab, 8, 3),
+        *([Config(128, 256, slab, 8, 3)] if bits == 16 else []),  # in TF32 its registers spill
         Config(64, 128, slab, 4, 4),
         Config(128, 64, slab, 4, 4),
     ]
