@@ -13,6 +13,7 @@ from .compat._networks import Network, read_network
 from .compat._reading import read
 from .frozen.blocks import AsItIs, Connection, FrozenMaxPool, FrozenPathways, FrozenStem
 from .frozen.convolution import FrozenConv
+from .frozen.frame_max import FrozenFrameMax
 from .frozen.freezer import Freezer
 from .frozen.inference import FrozenModel
 from .frozen.joins import FrozenLaterals
@@ -104,7 +105,7 @@ def _frozen(
         elif (block := read(module)) is not None:
             pieces = freezer.blocks(list(block) if type(block) is nn.Sequential else [block])
             found[id(module)] = pieces[0] if len(pieces) == 1 else nn.Sequential(*pieces)
-        elif type(module) is nn.MaxPool3d and isinstance(pool := freezer.pool(module), FrozenMaxPool):
+        elif type(module) is nn.MaxPool3d and not isinstance(pool := freezer.pool(module), AsItIs):
             found[id(module)] = pool
         else:
             by_itself = by_itself and not _calls_parts_of_parts(module)
@@ -150,6 +151,6 @@ def _clips(blocks: list[nn.Module], network: Network) -> Clips:
     if not (known and isinstance(lateral, Connection)) or any(isinstance(pool, AsItIs) for pool in pools):
         return Clips(channels)
     convolutions = [(conv.weight.shape[2], conv.stride[0], conv.padding[0], conv.dilation[0]) for conv in layers]
-    of_pools = [(1, pool.every, 0, 1) if isinstance(pool, FrozenMaxPool) else (1, 1, 0, 1) for pool in pools]
+    of_pools = [pool.frames() if isinstance(pool, (FrozenMaxPool, FrozenFrameMax)) else (1, 1, 0, 1) for pool in pools]
     slow, fast = zip(convolutions, of_pools, strict=True)
     return Clips(channels, frames=(slow, (*fast, lateral.window())))

@@ -214,6 +214,19 @@ def test_too_few_frames_for_a_pool() -> None:
         pool(torch.zeros(1, 8, 1, 3, 3))
 
 
+def test_stems_that_pool_over_time() -> None:
+    def pooled(kernel_size: Any, stride: Any, padding: Any) -> nn.Module:
+        return nn.MaxPool3d((2, 1, 1))
+
+    stock, frozen = stock_and_frozen(stem_pool=(pooled, pooled))
+    x = [torch.randn(1, 3, frames, 32, 32) for frames in (4, 16)]
+    assert_same(stock, frozen, x)
+    with pytest.raises(
+        ValueError, match="where the pathways meet these are 2 and 3 frames; for 4 slow frames it takes"
+    ):
+        frozen([x[0], x[1].repeat(1, 1, 2, 1, 1)[:, :, :20]])
+
+
 def test_pathways_that_pool_over_time() -> None:
     model, stock = pair(torch.float32)
     stock.eval()

@@ -64,6 +64,10 @@ class FrozenMaxPool(nn.Module):
         self.options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
         self.every = every
 
+    def frames(self) -> tuple[int, int, int, int]:
+        """Kernel, stride, padding and dilation in T."""
+        return 1, self.every, 0, 1
+
     def forward(self, x: Tensor) -> Tensor:
         if recording():
             note((self,), "max_pool")

@@ -24,6 +24,10 @@ class FrozenFrameMax(nn.Module):
         super().__init__()
         self.kernel, self.stride, self.padding = kernel, stride, padding
 
+    def frames(self) -> tuple[int, int, int, int]:
+        """Kernel, stride, padding and dilation in T."""
+        return self.kernel, self.stride, self.padding, 1
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, C, T', H, W)."""
         frames = x.shape[2]
