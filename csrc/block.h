@@ -5,6 +5,7 @@
 
 #include "images.h"
 #include "products.h"
+#include "tap_products.h"
 
 namespace slowfast_fast {
 
@@ -159,7 +160,8 @@ class Block {
                     const OptionalTensor& dx, const OptionalTensor& dweight) {
     if (dx || dweight) args.dconv = out_rows(draw);
     const bool library = by_library(args.shape, x);
-    if (dweight && !library) {
+    const bool by_taps = dweight && Device::multiplies_taps(args.shape, dtype_) && is_matrix(x);
+    if (dweight && !library && !by_taps) {
       args.x = rows(x, "x");
       args.dweight = dweight->data_ptr();
     }
@@ -169,6 +171,7 @@ class Block {
     device_.backward(args);
     if (dx && library_dx) multiply(as_matrix(draw), pointwise_matrix(weight), as_matrix(*dx));
     if (dweight && library) multiply(transposed(as_matrix(draw)), as_matrix(x), pointwise_matrix(*dweight));
+    if (by_taps) wgrad_by_taps(device_, draw, x, args.shape, *dweight);
   }
 
   // g = grad where out > 0, else 0, and its sums over rows.

@@ -278,14 +278,45 @@ def test_weight_in_channels_last(shape: Shape, layer: str, monkeypatch: pytest.M
     assert results[f"grad of {name}"].stride() == rows.stride()
 
 
+WIDE = Shape(n=3, c=130, j=128, k=130, t=4, h=2, w=3, shortcut=False)
+
+
+def rows_of_a(call: BlockCall) -> BlockCall:
+    """The call with a's weight in channels_last_3d."""
+    rows = call.tensors["a_weight"].contiguous(memory_format=torch.channels_last_3d)
+    return replace(call, tensors=call.tensors | {"a_weight": rows})
+
+
 @pytest.mark.parametrize(
     "shape",
-    [Shape(stride=2, h=6, w=6), Shape(shortcut=False, h=6, w=6), Shape(c=64, j=64, k=128, kt=1, t=4, h=16, w=16)],
-    ids=["shortcut", "identity", "library_products"],
+    [WIDE, replace(WIDE, n=1), replace(WIDE, dilation_a=2), replace(WIDE, kt=5, t=2), replace(WIDE, n=0)],
+    ids=["clips", "one_clip", "dilation", "taps_beyond_the_clip", "no_clip"],
+)
+def test_gradient_of_a_wide_temporal_weight_by_taps(shape: Shape) -> None:
+    call = rows_of_a(call_of(shape, torch.float64))
+    expected = replace(call, tensors=call.tensors | {"a_weight": call.tensors["a_weight"].contiguous()}).run()
+    for name, result in call.run().items():
+        distance = (result - expected[name]).double().norm()
+        assert distance <= 1e-12 * expected[name].double().norm(), f"{name} is {distance:.2g} off"
+
+
+def test_wide_temporal_weight_is_as_exact() -> None:
+    assert_as_exact_as_pytorch(lambda: rows_of_a(random_call(WIDE, torch.float32)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(stride=2, h=6, w=6),
+        Shape(shortcut=False, h=6, w=6),
+        Shape(c=64, j=64, k=128, kt=1, t=4, h=16, w=16),
+        replace(WIDE, c=512, k=512, t=8, h=7, w=7),
+    ],
+    ids=["shortcut", "identity", "library_products", "by_taps"],
 )
 def test_same_for_any_number_of_threads(shape: Shape) -> None:
     """All but the gradient of b's weight, which is the library's."""
-    call = call_of(shape, torch.float32)
+    call = rows_of_a(call_of(shape, torch.float32))
     differentiable = tuple(name for name in call.differentiable if name != "b_weight")
     assert_same_for_any_number_of_threads(replace(call, differentiable=differentiable))
 

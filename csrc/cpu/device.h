@@ -40,6 +40,12 @@ class Cpu {
     return s.kt == 1 && s.stride == 1 && s.padding == 0 && s.c >= 64 && s.k >= 64 &&
            (dtype == Dtype::Float32 || dtype == Dtype::Float64);
   }
+  // Whether tap_products.h is faster than our own gradient of a temporal weight: where both sides are wide, and the
+  // weight lies so that each of its taps is a matrix.
+  static bool multiplies_taps(const ConvShape& s, Dtype dtype) {
+    return s.taps_first && s.kt > 1 && s.stride == 1 && s.t_in == s.t_out && s.c >= 128 && s.k >= 128 &&
+           (dtype == Dtype::Float32 || dtype == Dtype::Float64);
+  }
   // Whether unfolded.h is faster than oneDNN's gradient of a spatial weight, whose loops run along the rows of an
   // image: many channels, of so few rows that nine of each are no more than a few weights.
   static bool unfolds(const ConvShape& s, Dtype dtype) {

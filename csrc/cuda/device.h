@@ -36,6 +36,7 @@ class CudaPrimitives {
   static bool library_multiplies(const ConvShape&, Dtype) { return false; }
   // cuDNN's gradient of a spatial weight reads channels_last images as they are; unfolded rows are nine times as many.
   static bool unfolds(const ConvShape&, Dtype) { return false; }
+  static bool multiplies_taps(const ConvShape&, Dtype) { return false; }
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);
