@@ -2,6 +2,8 @@
 // names of attributes alone; what else is needed of it is handed over when a function is made.
 #include "calls.h"
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 namespace py = pybind11;
@@ -14,8 +16,11 @@ struct Names {
   PyObject* stride = PyUnicode_InternFromString("stride");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* device = PyUnicode_InternFromString("device");
-  PyObject* is_meta = PyUnicode_InternFromString("is_meta");
+  PyObject* is_cuda = PyUnicode_InternFromString("is_cuda");
+  PyObject* recorder = PyUnicode_InternFromString("recorder");
+  PyObject* forced = PyUnicode_InternFromString("forced");
   PyObject* op = PyUnicode_InternFromString("_op");
+  PyObject* handle = PyUnicode_InternFromString("_handle");
   PyObject* enter = PyUnicode_InternFromString("__enter__");
   PyObject* exit = PyUnicode_InternFromString("__exit__");
 };
@@ -59,45 +64,71 @@ class Tuple {
   Py_ssize_t filled_ = 0;
 };
 
-// State: the classes of plain tensors.
-py::object signature(PyObject* state, PyObject* const* arguments, Py_ssize_t count) {
-  bool tuples = count == 4;
-  for (Py_ssize_t i = 0; i < count; ++i) tuples = tuples && PyTuple_CheckExact(arguments[i]);
-  if (!tuples) throw py::type_error("signature takes four tuples: settings, options, tensors, vectors");
-  const Items classes(state), settings(arguments[0]), options(arguments[1]), tensors(arguments[2]),
-      vectors(arguments[3]);
+py::object no_plan() { return py::make_tuple(py::none(), py::none()); }
 
-  const auto plain = [&](PyObject* tensor) {
+// A digit for the type of an option, since True and 1 are equal as keys, but not as options; 0 for what no option is.
+long type_digit(PyObject* option) {
+  if (option == Py_None) return 1;
+  if (PyBool_Check(option)) return 2;
+  if (PyLong_CheckExact(option)) return 3;
+  if (PyFloat_CheckExact(option)) return 4;
+  return 0;
+}
+constexpr long kTypeDigits = 5;
+
+// State: see _C.pyi.
+py::object look_up(PyObject* state, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4 || !PyTuple_CheckExact(arguments[1]) || !PyTuple_CheckExact(arguments[2]) ||
+      !PyTuple_CheckExact(arguments[3]) || PyTuple_GET_SIZE(arguments[2]) < 1)
+    throw py::type_error("look_up takes the name of an op and three tuples: options, tensors (at least one), vectors");
+  const Items given(state), options(arguments[1]), tensors(arguments[2]), vectors(arguments[3]);
+  PyObject *plans = given.data[1], *watching = given.data[2], *forcing = given.data[3];
+  PyObject *function_mode = given.data[4], *deterministic = given.data[5], *allows_tf32 = given.data[6];
+
+  const auto plain = [classes = Items(given.data[0])](PyObject* tensor) {
     for (PyObject* one : classes)
       if (type_of(tensor) == one) return true;
     return false;
   };
-  // The kernel of that device is the fake one, which checks nothing.
-  const auto on_meta = [](PyObject* tensor) { return attribute(tensor, names().is_meta).ptr() == Py_True; };
+  if (attribute(watching, names().recorder).ptr() != Py_None || call(function_mode, nullptr, 0).ptr() == Py_True)
+    return no_plan();
 
-  constexpr int kOfTensor = 4;
-  Tuple key(settings.size + 2 * options.size + kOfTensor * tensors.size + vectors.size);
-  for (PyObject* setting : settings) key.add(setting);
+  constexpr int kSettings = 4, kOfTensor = 4;
+  Tuple key(kSettings + 1 + options.size + kOfTensor * tensors.size + vectors.size);
+  long types = 0;
   for (PyObject* option : options) {
+    const long digit = type_digit(option);
+    if (digit == 0) return no_plan();
+    types = types * kTypeDigits + digit;
     key.add(option);
-    key.add(type_of(option));  // True and 1 are equal as keys, but not as options
   }
   for (PyObject* tensor : tensors) {
     if (tensor == Py_None) {
       for (int i = 0; i < kOfTensor; ++i) key.add(Py_None);
       continue;
     }
-    if (!plain(tensor)) return py::none();
+    if (!plain(tensor)) return no_plan();
     key.add(attribute(tensor, names().shape));
     key.add(owned(PyObject_VectorcallMethod(names().stride, &tensor, 1, nullptr)));
     key.add(attribute(tensor, names().dtype));
     key.add(attribute(tensor, names().device));
   }
   for (PyObject* vector : vectors) {
-    if (vector != Py_None && (!plain(vector) || on_meta(vector))) return py::none();
+    if (vector != Py_None && !plain(vector)) return no_plan();
     key.add(vector == Py_None ? py::none() : attribute(vector, names().dtype));
   }
-  return key.take();
+  PyObject* x = tensors.data[0];
+  const bool on_cuda = x != Py_None && attribute(x, names().is_cuda).ptr() == Py_True;
+  key.add(arguments[0]);
+  key.add(owned(PyLong_FromLong(types)));
+  key.add(on_cuda ? call(allows_tf32, &x, 1) : py::none());
+  key.add(attribute(forcing, names().forced));
+  key.add(call(deterministic, nullptr, 0));
+
+  const py::object signature = key.take();
+  PyObject* plan = PyDict_GetItemWithError(plans, signature.ptr());
+  if (plan == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return py::make_tuple(signature, plan == nullptr ? py::none() : py::reinterpret_borrow<py::object>(plan));
 }
 
 // The builtin that an OpOverload's __call__ is a Python function around.
@@ -107,7 +138,17 @@ py::object without_frame(PyObject* op) {
   return py::reinterpret_borrow<py::object>(op);
 }
 
-// State: is_grad_enabled(), any_requires_grad(*arguments), below_autograd(), with_gradient(op, *arguments).
+py::object call_op(PyObject* boxed, PyObject* const* arguments, Py_ssize_t count) {
+  constexpr Py_ssize_t kMost = 32;
+  if (boxed == Py_None || count > kMost) return call(without_frame(arguments[0]).ptr(), arguments + 1, count - 1);
+  const py::object handle = attribute(arguments[0], names().handle);
+  std::array<PyObject*, kMost> with_handle;
+  with_handle[0] = handle.ptr();
+  std::copy(arguments + 1, arguments + count, with_handle.begin() + 1);
+  return call(boxed, with_handle.data(), count);
+}
+
+// State: see _C.pyi.
 py::object call_eagerly(PyObject* state, PyObject* const* arguments, Py_ssize_t count) {
   if (count < 1) throw py::type_error("an op must be given");
   const Items given(state);
@@ -115,19 +156,19 @@ py::object call_eagerly(PyObject* state, PyObject* const* arguments, Py_ssize_t 
       call(given.data[1], arguments + 1, count - 1).ptr() == Py_True)
     return call(given.data[3], arguments, count);
 
-  const py::object op = without_frame(arguments[0]);
   const py::object guard = call(given.data[2], nullptr, 0);
   PyObject* const entering[] = {guard.ptr()};
   PyObject* const leaving[] = {guard.ptr(), Py_None, Py_None, Py_None};
   owned(PyObject_VectorcallMethod(names().enter, entering, 1, nullptr));
-  py::object result = py::reinterpret_steal<py::object>(
-      PyObject_Vectorcall(op.ptr(), arguments + 1, static_cast<size_t>(count - 1), nullptr));
-  {
-    py::error_scope raised_by_the_op;
-    owned(PyObject_VectorcallMethod(names().exit, leaving, 4, nullptr));
+  const auto leave = [&] { owned(PyObject_VectorcallMethod(names().exit, leaving, 4, nullptr)); };
+  try {
+    py::object result = call_op(given.data[4], arguments, count);
+    leave();
+    return result;
+  } catch (py::error_already_set&) {
+    leave();
+    throw;
   }
-  if (!result) throw py::error_already_set();
-  return result;
 }
 
 using Function = py::object (*)(PyObject* state, PyObject* const* arguments, Py_ssize_t count);
@@ -154,12 +195,16 @@ py::object made(const char* name, const char* doc, const py::tuple& state) {
 }  // namespace
 
 void define_calls(py::module_& module) {
-  module.def("make_signature", [](const py::tuple& classes) {
-    return made<&signature>("signature", "signature(settings, options, tensors, vectors)", classes);
-  });
+  module.def("make_look_up",
+             [](const py::tuple& classes, const py::dict& plans, py::object watching, py::object forcing,
+                py::object is_function_mode_enabled, py::object are_algorithms_deterministic, py::object allows_tf32) {
+               const auto state = py::make_tuple(classes, plans, watching, forcing, is_function_mode_enabled,
+                                                 are_algorithms_deterministic, allows_tf32);
+               return made<&look_up>("look_up", "look_up(op, options, tensors, vectors)", state);
+             });
   module.def("make_call", [](py::object is_grad_enabled, py::object any_requires_grad, py::object below_autograd,
-                             py::object with_gradient) {
-    const auto state = py::make_tuple(is_grad_enabled, any_requires_grad, below_autograd, with_gradient);
+                             py::object with_gradient, py::object boxed) {
+    const auto state = py::make_tuple(is_grad_enabled, any_requires_grad, below_autograd, with_gradient, boxed);
     return made<&call_eagerly>("call_eagerly", "call_eagerly(op, *arguments)", state);
   });
 }

@@ -148,6 +148,17 @@ inline ConvBackward backward_args(const ConvShape& s, const Tensor& grad, const 
   return args;
 }
 
+// Memory of a device for the length of a call on `like`.
+template <class Device>
+class CallMemory {
+ public:
+  CallMemory(const Tensor& like, int64_t bytes) : memory_(empty<1>({bytes}, ScalarType::Byte, like.device())) {}
+  void* get() const { return memory_.data_ptr(); }
+
+ private:
+  Tensor memory_;
+};
+
 inline OutRows out_rows(const Tensor& t) { return as_rows<void*>(t, t.data_ptr(), "output"); }
 
 // The rows of channels [first, ...) of a dense channels-last tensor.

@@ -39,7 +39,7 @@ Tensor lateral_concat_bn_frozen(const Tensor& slow, const Tensor& fast, const Te
                                 bool tf32) {
   const ConvShape s = conv_shape(fast, weight, alpha, padding, 1);
   ConvForward args = affine_args(s, fast, weight, std::nullopt, std::nullopt, std::nullopt, relu, tf32, "fast");
-  const Tensor folded = fold_into<Device>(args, {gamma, beta, running_mean, running_var, eps}, fast);
+  const FoldedBatchNorm<Device> folded(args, {gamma, beta, running_mean, running_var, eps}, fast);
   Tensor out = concat_buffer<Device>(slow, fast, s);
   forward_into<Device>(out, slow.size(1), args, fast);
   return out;

@@ -84,20 +84,27 @@ struct FrozenBatchNorm {
   double eps;
 };
 
-// Fills in the scale and the shift that bn is for args, a convolution of x. Returns their memory: both rows of (2, K).
+// Fills in the scale and the shift that bn is for args, a convolution of x, and holds their memory.
 template <class Device>
-Tensor fold_into(ConvForward& args, const FrozenBatchNorm& bn, const Tensor& x) {
-  const int64_t k = args.shape.k;
-  Tensor folded = empty<2>({2, k}, accumulation_type(x), x.device());
-  char* scale = static_cast<char*>(folded.data_ptr());
-  char* shift = scale + k * static_cast<int64_t>(folded.element_size());
-  const auto fixed = [&](const Tensor& t, const char* name) { return vector(OptionalTensor(t), x, k, name); };
-  Device(x).fold({k, args.dtype, fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
-                  vector(bn.gamma, x, k, "gamma"), vector(bn.beta, x, k, "beta"), bn.eps, scale, shift});
-  args.scale = scale;
-  args.shift = shift;
-  return folded;
-}
+class FoldedBatchNorm {
+ public:
+  FoldedBatchNorm(ConvForward& args, const FrozenBatchNorm& bn, const Tensor& x)
+      : memory_(x, 2 * args.shape.k * vector_item_size(x)) {
+    const int64_t k = args.shape.k;
+    char* scale = static_cast<char*>(memory_.get());
+    char* shift = scale + k * vector_item_size(x);
+    const auto fixed = [&](const Tensor& t, const char* name) { return vector(OptionalTensor(t), x, k, name); };
+    Device(x).fold({k, args.dtype, fixed(bn.mean, "running_mean"), fixed(bn.var, "running_var"),
+                    vector(bn.gamma, x, k, "gamma"), vector(bn.beta, x, k, "beta"), bn.eps, scale, shift});
+    args.scale = scale;
+    args.shift = shift;
+  }
+
+ private:
+  static int64_t vector_item_size(const Tensor& x) { return accumulation_type(x) == ScalarType::Double ? 8 : 4; }
+
+  CallMemory<Device> memory_;
+};
 
 template <class Device>
 Tensor temporal_conv_bn_frozen(const Tensor& x, const Tensor& weight, const OptionalTensor& gamma,
@@ -106,7 +113,7 @@ Tensor temporal_conv_bn_frozen(const Tensor& x, const Tensor& weight, const Opti
                                double eps, bool relu, bool tf32) {
   const ConvShape s = conv_shape(x, weight, stride, padding, dilation);
   ConvForward args = affine_args(s, x, weight, std::nullopt, std::nullopt, residual, relu, tf32);
-  const Tensor folded = fold_into<Device>(args, {gamma, beta, running_mean, running_var, eps}, x);
+  const FoldedBatchNorm<Device> folded(args, {gamma, beta, running_mean, running_var, eps}, x);
   return run_forward<Device>(args, x);
 }
 

@@ -15,6 +15,7 @@ import test_temporal_conv as temporal
 import torch
 from op_testing import Call, assert_as_exact_as_pytorch, dtypes
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import slowfast_fast
 from slowfast_fast import ops
@@ -41,8 +42,8 @@ calls = pytest.mark.parametrize("make", CALLS.values(), ids=CALLS)
 
 
 @pytest.fixture(autouse=True)
-def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_repeat, "_plans", {})
+def no_plans() -> None:
+    _repeat._plans.clear()
 
 
 def rows(call: Call) -> Call:
@@ -186,6 +187,42 @@ def test_autocast_and_subclasses() -> None:
     assert type(ops.temporal_conv(**call.tensors | {"x": marked}, **call.options)) is Marked
 
 
+def test_function_modes_see_a_repeated_call() -> None:
+    class Names(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(str(function))
+            return function(*args, **kwargs or {})
+
+    call = rows(CALLS["temporal_conv"]())
+    call.run()
+    with Names() as names:
+        call.run()
+    assert any("temporal_conv" in name for name in names.seen)
+
+
+def test_the_profiler_sees_a_repeated_call() -> None:
+    call = rows(CALLS["temporal_conv"]())
+    call.run()
+    with torch.profiler.profile() as profile:
+        call.run()
+    assert "slowfast_fast::temporal_conv" in {event.name for event in profile.events()}
+
+
+def test_tensors_of_several_devices_have_no_result() -> None:
+    """Nor do they where one is on the meta device, whose kernels compute nothing."""
+    x, vector = torch.randn(1, 4, 3, 2, 2), torch.rand(4)
+    op = torch.ops.slowfast_fast.temporal_conv.default
+    with pytest.raises(RuntimeError, match="tensors of one device; got cpu, meta"):
+        op(x, torch.randn(4, 4, 1, 1, 1), vector.to("meta"), None, None, 1, 0, 1, False, False)
+    statistics = torch.zeros(4, device="meta"), torch.zeros(4), None
+    with pytest.raises(RuntimeError, match="tensors of one device; got cpu, meta"):
+        torch.ops.slowfast_fast.update_running_stats(*statistics, vector, vector, 0.1)
+
+
 def test_explain_sees_a_repeated_call() -> None:
     class Layer(nn.Module):
         def __init__(self) -> None:
@@ -211,9 +248,9 @@ def test_what_a_signature_tells_apart() -> None:
         option: Any = 1,
         name: str = "op",
     ) -> Any:
-        return _repeat._signature((name,), (option,), tensors, vectors)
+        return _repeat.look_up(name, (option,), tensors, vectors)[0]
 
-    others = [
+    others: list[dict[str, Any]] = [
         *({"tensors": (t, None)} for t in (x[1:], x.transpose(3, 4), x[:, :, :, :, ::2], x.double(), x.to("meta"))),
         *({"tensors": tensors} for tensors in ((None, x), (x, x), (None, None))),
         *(
@@ -233,7 +270,8 @@ def test_what_a_signature_tells_apart() -> None:
     for strange in (x.as_subclass(Marked), [1.0], 1.0):
         assert signature(tensors=(strange, None)) is None
         assert signature(vectors=(strange, None)) is None
-    assert signature(vectors=(vector.to("meta"), None)) is None
+    for option in ([1], "one", torch.tensor(1)):
+        assert signature(option=option) is None
 
 
 def test_a_call_that_raises_leaves_no_trace() -> None:
@@ -242,9 +280,9 @@ def test_a_call_that_raises_leaves_no_trace() -> None:
     op = torch.ops.slowfast_fast.temporal_conv.default
     wrong = torch.randn(1, 7, 1, 1, 1)
     before = sys.getrefcount(wrong), sys.getrefcount(op)
-    for _ in range(10):
+    for call in 5 * (_common.call_eagerly, _repeat.call_planned):
         with pytest.raises(RuntimeError, match="with the C of the input"):
-            _common.call_eagerly(op, x, wrong, None, None, None, 1, 0, 1, False, False)
+            call(op, x, wrong, None, None, None, 1, 0, 1, False, False)
         assert not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradCPU)
     assert (sys.getrefcount(wrong), sys.getrefcount(op)) == before
 

@@ -39,12 +39,7 @@ void finish_statistics(Dtype dtype, int64_t channels, int64_t tasks, const Count
 
 // factor = gamma * invstd
 inline PaddedVector normalising_factor(Dtype dtype, int64_t k, const void* gamma, const void* invstd) {
-  PaddedVector factor(dtype, k, gamma, 1.0);
-  with_accumulation(dtype, [&](auto zero) {
-    using A = decltype(zero);
-    for (int64_t i = 0; i < k; ++i) factor.get<A>()[i] *= static_cast<const A*>(invstd)[i];
-  });
-  return factor;
+  return PaddedVector(dtype, k, gamma, 1.0, invstd);
 }
 
 // The tasks' sums, [2][k] each, added in order.

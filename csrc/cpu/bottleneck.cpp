@@ -1,6 +1,7 @@
 #include "../bottleneck.h"
 
 #include <algorithm>
+#include <deque>
 #include <vector>
 
 #include "device.h"
@@ -48,7 +49,7 @@ class PackedWeights {
 
  private:
   Dtype dtype_;
-  std::vector<Buffer> buffers_;
+  std::deque<Buffer> buffers_;  // which stay where they are
   std::vector<PackPlan> plans_;
   int64_t values_ = 0, scratch_ = 0;
 };

@@ -16,31 +16,35 @@ using namespace cpu;
 
 class Taps {
  public:
-  // Destination frames sum source frames: forward (frames of the output over frames of the input) or, transposed,
-  // dgrad.
-  Taps(const ConvShape& s, bool transposed) {
-    const int64_t frames = transposed ? s.t_in : s.t_out;
-    std::vector<std::vector<std::pair<int64_t, int64_t>>> of(static_cast<size_t>(frames));
-    for (int64_t t = 0; t < s.t_out; ++t)
-      for (int64_t j = 0; j < s.kt; ++j) {
-        const int64_t in = t * s.stride + j * s.dilation - s.padding;
-        if (in < 0 || in >= s.t_in) continue;
-        if (transposed) of[static_cast<size_t>(in)].push_back({t, j});
-        else of[static_cast<size_t>(t)].push_back({in, j});
+  // Destination frames sum source frames, in their order: forward (frames of the output over frames of the input) or,
+  // transposed, dgrad.
+  Taps(const ConvShape& s, bool transposed)
+      : frames_(transposed ? s.t_in : s.t_out),
+        most_(frames_ * s.kt),
+        table_(new int32_t[static_cast<size_t>(frames_ + 1 + 2 * most_)]) {
+    int32_t *first = table_.get(), *frame = first + frames_ + 1, *tap = frame + most_;
+    int32_t pairs = 0;
+    for (int64_t t = 0; t < frames_; ++t) {
+      first[t] = pairs;
+      for (int64_t i = 0; i < s.kt; ++i) {
+        const int64_t j = transposed ? s.kt - 1 - i : i, shift = j * s.dilation - s.padding;
+        if (transposed && (t - shift) % s.stride != 0) continue;
+        const int64_t source = transposed ? (t - shift) / s.stride : t * s.stride + shift;
+        if (source < 0 || source >= (transposed ? s.t_out : s.t_in)) continue;
+        frame[pairs] = static_cast<int32_t>(source);
+        tap[pairs++] = static_cast<int32_t>(j);
       }
-    first_.push_back(0);
-    for (const auto& pairs : of) {
-      for (const auto& [frame, tap] : pairs) {
-        frame_.push_back(static_cast<int32_t>(frame));
-        tap_.push_back(static_cast<int32_t>(tap));
-      }
-      first_.push_back(static_cast<int32_t>(frame_.size()));
     }
+    first[frames_] = pairs;
   }
-  TapTable table() const { return {first_.data(), frame_.data(), tap_.data()}; }
+  TapTable table() const {
+    const int32_t* frame = table_.get() + frames_ + 1;
+    return {table_.get(), frame, frame + most_};
+  }
 
  private:
-  std::vector<int32_t> first_, frame_, tap_;
+  int64_t frames_, most_;
+  std::unique_ptr<int32_t[]> table_;  // first, frame and tap
 };
 
 // Block sizes from the caches that every core of the supported processors has: 32 KiB of L1 data, 512 KiB of L2. They
@@ -51,6 +55,9 @@ constexpr int64_t wgrad_x = 128 << 10, wgrad_gradient = 96 << 10;  // a wgrad ta
 static_assert(l2_source + l2_sums <= l2_size * 5 / 8 && wgrad_x + wgrad_gradient <= l2_size / 2, "streams need L2 too");
 
 int64_t clamp(int64_t value, int64_t low, int64_t high) { return std::max(low, std::min(value, high)); }
+
+// Tiles of `rows` positions in a block: no more than an image of p has, for which memory would only be asked in vain.
+int64_t tiled(int64_t tiles, int64_t rows, int64_t p) { return rows * clamp(tiles, 1, ceil_div(p, rows)); }
 
 bool three_taps(const ConvShape& s) { return s.kt == 3 && s.stride == 1 && s.dilation == 1; }
 
@@ -95,7 +102,7 @@ Blocking conv_blocking(const ConvPlan& plan) {
     b.c_block = plan.c;
     // Sums leave most of L2 to the rows that are asked for ahead.
     b.t_block = std::min<int64_t>(plan.t, 32);
-    b.p_block = tile.rows * std::max<int64_t>(1, l2_sums / 4 / (b.t_block * b.k_group * size) / tile.rows);
+    b.p_block = tiled(l2_sums / 4 / (b.t_block * b.k_group * size) / tile.rows, tile.rows, plan.p);
     return b;
   }
   const bool winograd = plan.method == Method::Winograd;

@@ -1,6 +1,10 @@
 // The CPU as a device: csrc/primitives.h carried out by the kernels of the best instruction set, on PyTorch's thread
 // pool.
 #pragma once
+#include <array>
+#include <cstddef>
+#include <memory>
+
 #include "checks.h"
 #include "plan.h"
 
@@ -58,6 +62,21 @@ class Cpu {
 
  private:
   const Tensor& like_;
+};
+
+// On the stack for what a few hundred channels need, where PyTorch's allocator would cost a small call a good part of
+// its time.
+template <>
+class CallMemory<Cpu> {
+ public:
+  CallMemory(const Tensor&, int64_t bytes)
+      : large_(bytes > static_cast<int64_t>(small_.size()) ? new std::byte[static_cast<size_t>(bytes)] : nullptr) {}
+  CallMemory(const CallMemory&) = delete;
+  void* get() const { return large_ ? large_.get() : small_.data(); }
+
+ private:
+  alignas(64) mutable std::array<std::byte, 2048> small_;
+  std::unique_ptr<std::byte[]> large_;
 };
 
 namespace cpu {

@@ -22,35 +22,48 @@ Plan plan_of(const Args& args) {
   return plan;
 }
 
-// Memory for the length of a call, aligned for vectors and not initialised.
+// Memory for the length of a call, aligned for vectors and not initialised. What is short lies in the object itself,
+// since a small call spends longer on allocating than on its products; not under AddressSanitizer, which would not see
+// where a short buffer ends.
 class Buffer {
  public:
-  explicit Buffer(size_t bytes) : memory_(::operator new(std::max<size_t>(bytes, 1), std::align_val_t(64))) {}
+  explicit Buffer(size_t bytes)
+      : long_(bytes > most_inside ? ::operator new(bytes, std::align_val_t(alignment)) : nullptr) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
   template <typename T = void>
   T* get() const {
-    return static_cast<T*>(memory_.get());
+    return static_cast<T*>(long_ ? long_.get() : inside_);
   }
 
  private:
+  static constexpr size_t alignment = 64;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t most_inside = 0;
+#else
+  static constexpr size_t most_inside = 1024;
+#endif
   struct Delete {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(alignment)); }
   };
-  std::unique_ptr<void, Delete> memory_;
+  std::unique_ptr<void, Delete> long_;
+  alignas(alignment) mutable unsigned char inside_[std::max<size_t>(most_inside, 1)];
 };
 
-// Runs kernel(begin, end, scratch) over all tasks, each thread with scratch memory of its own.
+// Runs kernel(begin, end) over all tasks, a single one without asking the thread pool.
+template <typename Kernel>
+void parallel(int64_t tasks, const Kernel& kernel) {
+  if (tasks == 1) kernel(0, 1);
+  else if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, kernel);
+}
+
+// The same as kernel(begin, end, scratch), each thread with scratch memory of its own.
 template <typename Kernel>
 void parallel(int64_t tasks, int64_t scratch_bytes, const Kernel& kernel) {
-  if (tasks == 0) return;
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel(tasks, [&](int64_t begin, int64_t end) {
     const Buffer scratch(static_cast<size_t>(scratch_bytes));
     kernel(begin, end, scratch.get());
   });
-}
-
-template <typename Kernel>
-void parallel(int64_t tasks, const Kernel& kernel) {
-  if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, kernel);
 }
 
 template <typename Body>
@@ -59,15 +72,18 @@ auto with_accumulation(Dtype dtype, Body body) {
 }
 
 // A per-channel vector, padded with zeros so that kernels may load whole panels; `absent` stands for an absent one.
+// Where there is `times`, it is multiplied by that.
 class PaddedVector {
  public:
-  PaddedVector(Dtype dtype, int64_t k, const void* from, double absent)
+  PaddedVector(Dtype dtype, int64_t k, const void* from, double absent, const void* times = nullptr)
       : buffer_(static_cast<size_t>(k + vector_pad) * acc_size(dtype)) {
     with_accumulation(dtype, [&](auto zero) {
       using A = decltype(zero);
       A* to = buffer_.get<A>();
       for (int64_t i = 0; i < k; ++i) to[i] = from ? static_cast<const A*>(from)[i] : A(absent);
       std::fill(to + k, to + k + vector_pad, zero);
+      if (!times) return;
+      for (int64_t i = 0; i < k; ++i) to[i] *= static_cast<const A*>(times)[i];
     });
   }
   template <typename T = void>

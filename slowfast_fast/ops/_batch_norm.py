@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._common import accumulator, kernel
+from ._common import accumulator, call, kernel
 
 
 class BatchNorm(NamedTuple):
@@ -76,8 +76,7 @@ class BatchNorm(NamedTuple):
         if self.running_mean is None:
             return
         if n > 0:
-            kernel(backend, "update_running_stats")(
-                self.running_mean, self.running_var, self.num_batches_tracked, mean, unbiased_var, self.momentum
-            )
+            moved = (self.running_mean, self.running_var, self.num_batches_tracked)
+            call(kernel(backend, "update_running_stats"), *moved, mean, unbiased_var, self.momentum)
         elif self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -22,6 +22,19 @@ def kernel(backend: str, op: str) -> OpOverload:
     return getattr(getattr(torch.ops, str(BACKENDS[backend].library)), op).default
 
 
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """The shapes and strides that an op returns. A tensor on the meta device among others would get their call here,
+    where nothing is computed: that raises, as the kernels do for tensors of several devices."""
+
+    def of_one_device(*arguments: Any, **keywords: Any) -> Any:
+        devices = {a.device for a in (*arguments, *keywords.values()) if isinstance(a, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{name} takes tensors of one device; got {', '.join(sorted(map(str, devices)))}")
+        return fake(*arguments, **keywords)
+
+    torch.library.register_fake(name, of_one_device)
+
+
 def define_op(
     name: str,
     fake: Callable[..., Any],
@@ -29,7 +42,7 @@ def define_op(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> None:
     """Tell PyTorch of an op with a gradient: the shapes and strides it returns, and its backward."""
-    torch.library.register_fake(name, fake)
+    register_fake(name, fake)
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     library, _, base = name.partition("::")
     op = getattr(getattr(torch.ops, library), base).default
@@ -64,7 +77,7 @@ def define_inference_op(
 ) -> None:
     """The same for an op without a gradient, which a library need not have."""
     if hasattr(getattr(torch.ops, library), op):
-        torch.library.register_fake(f"{library}::{op}", fake)
+        register_fake(f"{library}::{op}", fake)
         forbid_gradient(f"{library}::{op}", f"{op} has no gradient: {instead}")
 
 
@@ -161,7 +174,15 @@ def _with_gradient(op: OpOverload, *arguments: Any) -> Any:
     return _functions[op].apply(*arguments)
 
 
-# ``call`` where nothing is being compiled.
-call_eagerly = _C.make_call(
-    torch.is_grad_enabled, torch._C._any_requires_grad, torch._C._AutoDispatchBelowAutograd, _with_gradient
-)
+def make_call(boxed: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """``call`` where nothing is being compiled, as ``_C.make_call`` describes it."""
+    return _C.make_call(
+        torch.is_grad_enabled,
+        torch._C._any_requires_grad,
+        torch._C._AutoDispatchBelowAutograd,
+        _with_gradient,
+        boxed,
+    )
+
+
+call_eagerly = make_call()

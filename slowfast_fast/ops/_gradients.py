@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import for_every_library
-from ._common import accumulation_dtype, call, forbid_gradient
+from ._common import accumulation_dtype, call, forbid_gradient, register_fake
 from ._layout import as_rows, empty_channels_last
 
 Gradients = tuple[Tensor | None, ...]
@@ -94,6 +94,6 @@ def _define(library: str) -> None:
         ("temporal_conv_backward", "temporal_conv or lateral_concat"),
         ("temporal_conv_bn_backward", "temporal_conv_bn or lateral_concat_bn"),
     ):
-        torch.library.register_fake(f"{library}::{name}", _fake_backward)
+        register_fake(f"{library}::{name}", _fake_backward)
         problem = f"double backward through {serves} is not supported: its gradients have no gradient"
         forbid_gradient(f"{library}::{name}", problem)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from .. import _C, backend, explanation
-from ._common import allows_tf32
+from ._common import allows_tf32, make_call
 
 Signature = tuple[Any, ...]
 # A training run with a few crops and batch sizes has some hundred; one that never repeats should not fill the memory.
 MOST_PLANS = 4096
 # By class: a subclass of Tensor may mean anything.
 _TENSORS = (Tensor, nn.Parameter)
-_signature = _C.make_signature(_TENSORS)
 
 
 class Plan(NamedTuple):
@@ -32,28 +31,26 @@ class Plan(NamedTuple):
 
 
 _plans: dict[Signature, Plan] = {}
+_look_up = _C.make_look_up(
+    _TENSORS,
+    _plans,
+    explanation._thread,
+    backend._thread,
+    torch._C._is_torch_function_mode_enabled,
+    torch._C._get_deterministic_algorithms,
+    allows_tf32,
+)
+# A call that has a plan. Without PyTorch's private call of an operator by its handle it is made like any other.
+call_planned = make_call(getattr(torch._C, "_dispatch_call_boxed", None))
 
 
 def look_up(
-    op: str,
-    options: tuple[Any, ...],
-    vectors: tuple[Tensor | None, ...],
-    x: Tensor,
-    weight: Tensor,
-    other: Tensor | None,
+    op: str, options: tuple[Any, ...], tensors: tuple[Tensor | None, ...], vectors: tuple[Tensor | None, ...]
 ) -> tuple[Signature | None, Plan | None]:
-    """The signature of a call, and the plan of an earlier one that had the same. Both are None where the call has to
-    take the long way: compiled, watched by explain(), or with arguments that are not plain tensors."""
-    if torch.compiler.is_compiling() or explanation._thread.recorder is not None:
-        return None, None
-    if x.__class__ not in _TENSORS:
-        return None, None
-    settings = (op, allows_tf32(x), backend._thread.forced, torch._C._get_deterministic_algorithms())
-    key = _signature(settings, options, (x, weight, other), vectors)
-    try:
-        return key, None if key is None else _plans.get(key)
-    except TypeError:  # something that cannot be a key cannot be an argument either, and the checks say so
-        return None, None
+    """The signature of a call on ``tensors``, x first, and the plan of an earlier one that had the same. Both are None
+    where the call has to take the long way: compiled, watched by explain() or a function mode, or with arguments that
+    are not plain tensors."""
+    return (None, None) if torch.compiler.is_compiling() else _look_up(op, options, tensors, vectors)
 
 
 def remember(

@@ -15,7 +15,7 @@ from ..choosing import choose
 from ..explanation import note_call
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import accumulation_dtype, autocast, call, define_op, forbid_gradient
+from ._common import accumulation_dtype, autocast, call, define_op, forbid_gradient, register_fake
 from ._common import kernel as library_kernel
 from ._layout import as_rows, empty_channels_last
 from .max_pool import pooled_shape
@@ -132,7 +132,7 @@ def _define(library: str) -> None:
     if not hasattr(getattr(torch.ops, library), "batch_norm_max_pool"):
         return
     define_op(f"{library}::batch_norm_max_pool", _fake, partial(_save, library), _backward)
-    torch.library.register_fake(f"{library}::batch_norm_max_pool_backward", _fake_backward)
+    register_fake(f"{library}::batch_norm_max_pool_backward", _fake_backward)
     forbid_gradient(
         f"{library}::batch_norm_max_pool_backward",
         "double backward through batch_norm_max_pool is not supported: its gradients have no gradient",

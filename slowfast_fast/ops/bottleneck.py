@@ -13,10 +13,10 @@ from ..backend import Choice, for_every_library
 from ..choosing import choose
 from ..explanation import note_call, recording
 from . import _checks
-from ._common import accumulator, allows_tf32, autocast, call, call_eagerly, forbid_gradient, kernel
+from ._common import accumulator, allows_tf32, autocast, call, forbid_gradient, kernel, register_fake
 from ._kernels import is_aligned
 from ._layout import as_dense, as_rows, empty_channels_last, is_rows
-from ._repeat import Plan, Signature, look_up, remember
+from ._repeat import Plan, Signature, call_planned, look_up, remember
 
 PARAMETERS = (
     *("weight_a", "shift_a", "weight_b", "shift_b", "weight_c", "shift_c"),
@@ -75,11 +75,11 @@ def bottleneck(
     x, weight_a, weight_b, weight_c, shortcut_weight = autocast(x, weight_a, weight_b, weight_c, shortcut_weight)
     arguments = (x, weight_a, shift_a, weight_b, shift_b, weight_c, shift_c, shortcut_weight, shortcut_shift)
     _refuse_gradient(arguments)
-    key, plan = look_up("bottleneck", (padding_a, stride, dilation), arguments[2:], x, weight_a, out)
+    key, plan = look_up("bottleneck", (padding_a, stride, dilation), (x, weight_a, out), arguments[2:])
     if plan is not None:
         try:
             targets = () if out is None else (out,)
-            y = call_eagerly(plan.kernel, *targets, *arguments, plan.padding, stride, dilation, plan.tf32)
+            y = call_planned(plan.kernel, *targets, *arguments, plan.padding, stride, dilation, plan.tf32)
             return y if out is None else out
         except RuntimeError:
             pass  # the long way says what is wrong
@@ -214,6 +214,6 @@ def _fake_out(out, x, *_):
 def _define(library: str) -> None:
     if not hasattr(getattr(torch.ops, library), "bottleneck"):
         return
-    torch.library.register_fake(f"{library}::bottleneck", _fake)
-    torch.library.register_fake(f"{library}::bottleneck_out", _fake_out)
+    register_fake(f"{library}::bottleneck", _fake)
+    register_fake(f"{library}::bottleneck_out", _fake_out)
     forbid_gradient(f"{library}::bottleneck", NO_GRADIENT)

@@ -13,7 +13,7 @@ from ..backend import for_every_library
 from ..choosing import choose, decide
 from . import _checks
 from ._batch_norm import BatchNorm
-from ._common import accumulation_dtype, allows_tf32, autocast, call, define_op, forbid_gradient, kernel
+from ._common import accumulation_dtype, allows_tf32, autocast, call, define_op, forbid_gradient, kernel, register_fake
 from ._kernels import note_block
 from ._layout import as_dense, as_rows, empty_channels_last, places
 
@@ -233,6 +233,6 @@ def _define(library: str) -> None:
     if not hasattr(getattr(torch.ops, library), "bottleneck_bn"):
         return
     define_op(f"{library}::bottleneck_bn", _fake, partial(_save, library), _backward)
-    torch.library.register_fake(f"{library}::bottleneck_bn_backward", _fake_backward)
+    register_fake(f"{library}::bottleneck_bn_backward", _fake_backward)
     problem = "double backward through bottleneck_bn is not supported: its gradients have no gradient"
     forbid_gradient(f"{library}::bottleneck_bn_backward", problem)

@@ -14,7 +14,16 @@ from ..backend import for_every_library
 from ..choosing import choose
 from ..explanation import note_call
 from . import _checks
-from ._common import accumulator, allows_tf32, autocast, call, define_inference_op, define_op, forbid_gradient
+from ._common import (
+    accumulator,
+    allows_tf32,
+    autocast,
+    call,
+    define_inference_op,
+    define_op,
+    forbid_gradient,
+    register_fake,
+)
 from ._common import kernel as library_kernel
 from ._gradients import Gradients
 from ._kernels import note
@@ -214,7 +223,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> Gradients:
 @for_every_library
 def _define(library: str) -> None:
     define_op(f"{library}::frames_concat", _fake, partial(_save, library), _backward)
-    torch.library.register_fake(f"{library}::frames_concat_backward", _fake_backward)
+    register_fake(f"{library}::frames_concat_backward", _fake_backward)
     problem = "double backward through frames_concat is not supported: its gradient has no gradient"
     forbid_gradient(f"{library}::frames_concat_backward", problem)
     define_inference_op(library, "temporal_conv_frames_concat", _fake_conv)

@@ -20,7 +20,6 @@ from ._common import (
     autocast,
     backward_library,
     call,
-    call_eagerly,
     define_frozen,
     define_op,
     frozen_kernel,
@@ -30,7 +29,7 @@ from ._common import (
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last
-from ._repeat import Plan, Signature, look_up, remember
+from ._repeat import Plan, Signature, call_planned, look_up, remember
 
 
 def lateral_concat(
@@ -69,11 +68,11 @@ def lateral_concat(
         too.
     """
     slow, fast, weight = autocast(slow, fast, weight)
-    key, plan = look_up("lateral_concat", (alpha, padding, relu), (scale, shift), fast, weight, slow)
+    key, plan = look_up("lateral_concat", (alpha, padding, relu), (fast, weight, slow), (scale, shift))
     if plan is not None:
         op, _, pad, tf32 = plan
         try:
-            return call_eagerly(op, slow, fast, weight, scale, shift, alpha, pad, relu, tf32)
+            return call_planned(op, slow, fast, weight, scale, shift, alpha, pad, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     padding, _ = _check_lateral(slow, fast, weight, alpha, padding, relu)
@@ -116,17 +115,17 @@ def lateral_concat_bn(
     slow, fast, weight = autocast(slow, fast, weight)
     statistics = (gamma, beta, running_mean, running_var)
     options = (alpha, padding, relu, momentum, eps, training)
-    key, plan = look_up("lateral_concat_bn", options, (*statistics, num_batches_tracked), fast, weight, slow)
+    key, plan = look_up("lateral_concat_bn", options, (fast, weight, slow), (*statistics, num_batches_tracked))
     if plan is not None:
         op, backend, pad, tf32 = plan
         try:
             if training or running_mean is None:
-                results = call_eagerly(op, slow, fast, weight, gamma, beta, alpha, pad, eps, relu, tf32)
+                results = call_planned(op, slow, fast, weight, gamma, beta, alpha, pad, eps, relu, tf32)
                 bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
                 return bn.update_running_stats(backend, results)
             if not wants_gradient(slow, fast, weight, gamma, beta):
                 mean, var = running_mean, running_var
-                return call_eagerly(op, slow, fast, weight, gamma, beta, mean, var, alpha, pad, eps, relu, tf32)
+                return call_planned(op, slow, fast, weight, gamma, beta, mean, var, alpha, pad, eps, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)

@@ -13,7 +13,7 @@ from ..choosing import choose
 from ..explanation import note_call, note_copy
 from ..pathways import pathway_frames
 from . import _checks
-from ._common import call
+from ._common import call, register_fake
 from ._common import kernel as library_kernel
 
 
@@ -115,4 +115,4 @@ def _fake(frames, slow_frames, scale, shift, dtype):
 
 @for_every_library
 def _define(library: str) -> None:
-    torch.library.register_fake(f"{library}::pack_pathways", _fake)
+    register_fake(f"{library}::pack_pathways", _fake)

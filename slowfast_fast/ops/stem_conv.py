@@ -14,7 +14,7 @@ from ..backend import for_every_library
 from ..choosing import choose
 from ..explanation import note_call
 from . import _checks
-from ._common import accumulation_dtype, accumulator, autocast, call, define_op, forbid_gradient
+from ._common import accumulation_dtype, accumulator, autocast, call, define_op, forbid_gradient, register_fake
 from ._common import kernel as library_kernel
 from ._layout import as_rows, empty_channels_last, places
 
@@ -131,7 +131,7 @@ def _define(library: str) -> None:
     if not hasattr(getattr(torch.ops, library), "stem_conv"):
         return
     define_op(f"{library}::stem_conv", _fake, partial(_save, library), _backward)
-    torch.library.register_fake(f"{library}::stem_conv_wgrad", _fake_wgrad)
+    register_fake(f"{library}::stem_conv_wgrad", _fake_wgrad)
     forbid_gradient(
         f"{library}::stem_conv_wgrad",
         "double backward through stem_conv is not supported: its gradients have no gradient",

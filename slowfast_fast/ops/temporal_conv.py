@@ -19,17 +19,17 @@ from ._common import (
     autocast,
     backward_library,
     call,
-    call_eagerly,
     define_frozen,
     define_op,
     frozen_kernel,
     kernel,
+    register_fake,
     wants_gradient,
 )
 from ._gradients import Gradients, affine_gradients, batch_norm_gradients, empty_vector
 from ._kernels import note
 from ._layout import as_dense, as_rows, empty_channels_last, output_shape
-from ._repeat import Plan, Signature, look_up, remember
+from ._repeat import Plan, Signature, call_planned, look_up, remember
 
 
 def temporal_conv(
@@ -67,11 +67,11 @@ def temporal_conv(
         RuntimeError: the backend that was asked for cannot run the call. A double backward raises too.
     """
     x, weight, residual = autocast(x, weight, residual)
-    key, plan = look_up("temporal_conv", (stride, padding, dilation, relu), (scale, shift), x, weight, residual)
+    key, plan = look_up("temporal_conv", (stride, padding, dilation, relu), (x, weight, residual), (scale, shift))
     if plan is not None:
         op, _, pad, tf32 = plan
         try:
-            return call_eagerly(op, x, weight, scale, shift, residual, stride, pad, dilation, relu, tf32)
+            return call_planned(op, x, weight, scale, shift, residual, stride, pad, dilation, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
     padding, _ = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
@@ -123,17 +123,17 @@ def temporal_conv_bn(
     x, weight, residual = autocast(x, weight, residual)
     statistics = (gamma, beta, running_mean, running_var)
     options = (stride, padding, dilation, relu, momentum, eps, training)
-    key, plan = look_up("temporal_conv_bn", options, (*statistics, num_batches_tracked), x, weight, residual)
+    key, plan = look_up("temporal_conv_bn", options, (x, weight, residual), (*statistics, num_batches_tracked))
     if plan is not None:
         op, backend, pad, tf32 = plan
         try:
             if training or running_mean is None:
-                results = call_eagerly(op, x, weight, gamma, beta, residual, stride, pad, dilation, eps, relu, tf32)
+                results = call_planned(op, x, weight, gamma, beta, residual, stride, pad, dilation, eps, relu, tf32)
                 bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
                 return bn.update_running_stats(backend, results)
             if not wants_gradient(x, weight, gamma, beta, residual):
                 mean, var = running_mean, running_var
-                return call_eagerly(
+                return call_planned(
                     op, x, weight, gamma, beta, mean, var, residual, stride, pad, dilation, eps, relu, tf32
                 )
         except RuntimeError:
@@ -296,4 +296,4 @@ def _define(library: str) -> None:
     define_op(f"{library}::temporal_conv", _fake, partial(_save, library), _backward)
     define_op(f"{library}::temporal_conv_bn", _fake_bn, partial(_save_bn, library), _backward_bn)
     define_frozen(library, "temporal_conv_bn_frozen", _fake_frozen)
-    torch.library.register_fake(f"{library}::update_running_stats", _fake_update)
+    register_fake(f"{library}::update_running_stats", _fake_update)
