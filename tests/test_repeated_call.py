@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import slowfast_fast
-from slowfast_fast import ops
+from slowfast_fast import _C, ops
 from slowfast_fast.ops import _common, _repeat
 
 T, L = temporal.Shape(), lateral.Shape(t=4)
@@ -272,6 +272,42 @@ def test_what_a_signature_tells_apart() -> None:
         assert signature(vectors=(strange, None)) is None
     for option in ([1], "one", torch.tensor(1)):
         assert signature(option=option) is None
+
+
+def test_what_settings_tell_apart() -> None:
+    class OnCuda(Tensor):
+        is_cuda = True
+
+    class Settings:
+        recorder, forced = None, "auto"
+
+    settings, tf32, deterministic, watched_by_a_mode = Settings(), [True], [False], [False]
+    look_up = _C.make_look_up(
+        (Tensor, OnCuda),
+        {},
+        settings,
+        settings,
+        lambda: watched_by_a_mode[0],
+        lambda: deterministic[0],
+        lambda x: tf32[0],
+    )
+    x = torch.rand(2)
+
+    def signatures() -> tuple[Any, Any]:
+        return look_up("op", (), (x,), ())[0], look_up("op", (), (x.as_subclass(OnCuda),), ())[0]
+
+    on_cpu, on_cuda = signatures()
+    tf32[0] = False
+    assert signatures()[0] == on_cpu
+    assert signatures()[1] != on_cuda
+    deterministic[0] = True
+    assert signatures()[0] != on_cpu
+    deterministic[0], settings.forced = False, "cpu"
+    assert signatures()[0] != on_cpu
+    settings.forced = "auto"
+    assert signatures()[0] == on_cpu
+    watched_by_a_mode[0] = True
+    assert signatures() == (None, None)
 
 
 def test_a_call_that_raises_leaves_no_trace() -> None:

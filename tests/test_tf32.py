@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast_fast import ops
-from slowfast_fast.ops import _common
+from slowfast_fast.ops import _common, _repeat
 
 cudnn = torch.backends.cudnn
 CALLS = {
@@ -44,7 +44,12 @@ def setting_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def allows(x: Tensor) -> bool:
         return _common._settings.conv_tf32
 
-    for op in ("temporal_conv", "lateral_concat", "_repeat"):
+    def look_up(op: str, options: tuple[Any, ...], *tensors: Any) -> Any:
+        return on_cpu(op, (*options, _common._settings.conv_tf32), *tensors)
+
+    on_cpu = _repeat._look_up
+    monkeypatch.setattr(_repeat, "_look_up", look_up)
+    for op in ("temporal_conv", "lateral_concat"):
         monkeypatch.setattr(sys.modules[f"slowfast_fast.ops.{op}"], "allows_tf32", allows)
 
 
