@@ -14,13 +14,13 @@ from slowfast_fast.bench import main, network
 from slowfast_fast.bench import run as running
 from slowfast_fast.bench.family import FAMILY, FamilyCase, FamilyProblem, speeds
 from slowfast_fast.bench.leg import Leg
-from slowfast_fast.bench.measure import FASTEST_STOCK, NETWORK_GEMM_SIZE
+from slowfast_fast.bench.measure import FASTEST_STOCK, MILLISECOND, NETWORK_GEMM_SIZE, Race, clock_for
 from slowfast_fast.bench.memory import peak_bytes
-from slowfast_fast.bench.network import AUTOCAST, FROZEN, TRAINING, NetworkCase, NetworkProblem
-from slowfast_fast.bench.report import table
+from slowfast_fast.bench.network import AUTOCAST, FROZEN, GRAPHED, TRAINING, NetworkCase, NetworkProblem
+from slowfast_fast.bench.report import rates, table
 from slowfast_fast.bench.run import prepare
 from slowfast_fast.bench.summary import STOCK, summarise
-from slowfast_fast.bench.variants import OURS
+from slowfast_fast.bench.variants import OURS, Unavailable
 from slowfast_fast.cli import main as cli
 from slowfast_fast.models.costs import cost
 from slowfast_fast.models.costs import table as table_of_models
@@ -89,6 +89,56 @@ def test_targets_of_a_network():
     # A target is that of one batch and crop; elsewhere a ratio is for information.
     found.case = replace(found.case, leg=Leg("float32", 8))
     assert {answer.target for answer in summarise([found])} == {None}
+
+
+def test_a_millisecond_is_the_hosts():
+    """Of the variant with a CUDA graph, from the call to the result, whatever the device's clock says."""
+    found = measurement("R50 8x8", ours=[3.0], stock=[4.0], copy=[0.5], gemm=[0.5])
+    found.device, found.case = "cuda", replace(found.case, leg=Leg("bfloat16", 1, 256))
+    found.seconds[GRAPHED] = [3e-3]
+    found.errors[GRAPHED] = 0.0
+
+    def answer():
+        return next(answer for answer in summarise([found]) if answer.goal.baseline == MILLISECOND)
+
+    assert (answer().ratio, answer().met) == (None, None)
+    found.latencies = {name: [2e-3, 4e-3, 3e-3] for name in found.seconds} | {GRAPHED: [0.7e-3, 0.9e-3, 0.8e-3]}
+    assert (answer().ratio, answer().target, answer().met) == (pytest.approx(1.25), 1.0, True)
+    assert str(answer()).startswith("slowfast R50 8x8 eval forward, against a millisecond")
+    header, *rows = table(found).splitlines()[1:]
+    assert header.split()[-4:] == ["p50", "ms", "p95", "ms"]
+    assert next(row for row in rows if GRAPHED in row).split()[-2:] == ["0.800", "0.890"]
+    assert rates(found, GRAPHED)["p50"] == 0.8e-3
+    found.latencies[GRAPHED] = [1.1e-3]
+    assert answer().met is False
+
+
+def test_a_graph_is_a_variant_only_where_one_is_captured(monkeypatch):
+    problem = NetworkProblem(NetworkCase(Leg("float32", 1, crop=32), "fwd", "R50 4x16"), CPU)
+    with pytest.raises(Unavailable, match="a GPU's"):
+        network.frozen(problem, cuda_graph=True)
+    on_cpu = problem.model(create_slowfast, torch.float32)
+    monkeypatch.setattr(problem, "device", torch.device("cuda"))
+    monkeypatch.setattr(problem, "model", lambda create, dtype: on_cpu)
+    with pytest.raises(RuntimeWarning, match="without a graph"):
+        network.frozen(problem, cuda_graph=True)
+
+
+def test_latencies_are_taken_beside_the_seconds(monkeypatch):
+    waits: list[str] = []
+
+    class Host:
+        def time(self, call):
+            waits.append(call())
+            return 2.0
+
+    race = Race({name: lambda name=name: name for name in "ab"}, clock_for(CPU), Host())
+    race.warm_up()
+    race.round()
+    race.round()
+    assert waits == ["a", "b", "b", "a"]
+    assert race.latencies == {"a": [2.0, 2.0], "b": [2.0, 2.0]}
+    assert all(len(seconds) == 2 for seconds in race.seconds.values())
 
 
 def test_targets_of_a_training_step():

@@ -127,7 +127,7 @@ def plan(device: str, architecture: str, folder: Path, compile: bool, tune: bool
     )
     groups = [[build], _every_op(python), [*_tests(python), *_sanitizers(python)]]
     groups += [[_tune(python, device, folder)]] * tune
-    return [*groups, [_benchmarks(python, device, folder, compile)]]
+    return [*groups, [_networks(python, device, folder, compile)], [_benchmarks(python, device, folder, compile)]]
 
 
 def _without_triton() -> str | None:
@@ -173,10 +173,10 @@ def _tests(python: str) -> list[Step]:
         pytest += ["--timeout", str(LONGEST_TEST), "--timeout-method", "thread"]
     options = {"environment": {"PYTHONPATH": str(ROOT / "tools")}, "needs": "build"}
     return [
-        Step("tests", 170, lambda seconds: [*pytest, "-k", "not triton"], **options),
+        Step("tests", 150, lambda seconds: [*pytest, "-k", "not triton"], **options),
         Step(
             "tests of triton",
-            170,
+            150,
             lambda seconds: [*pytest, "-k", "triton"],
             unavailable=_without_triton(),
             **options,
@@ -189,7 +189,7 @@ def _sanitizers(python: str) -> list[Step]:
     return [
         Step(
             tool,
-            170,
+            150,
             lambda seconds, tool=tool: [
                 *(str(sanitizer), "--tool", tool, "--error-exitcode", "1", "--report-api-errors", "no"),
                 *(python, "tools/exercise_ops.py"),
@@ -201,6 +201,22 @@ def _sanitizers(python: str) -> list[Step]:
         )
         for tool in TOOLS
     ]
+
+
+def _networks(python: str, device: str, folder: Path, compile: bool) -> Step:
+    """The network at the two sizes that have a target, before the ops take what time is left."""
+    words = ["--model", "R50 8x8", "--direction", "fwd", "--dtype", "bfloat16", "--crop", "256"]
+    words += ["--batch", "32", "--batch", "1", "--rounds", "9", "--compile" if compile else "--no-compile"]
+    words += ["--chart" if installed("matplotlib") else "--no-chart"]
+    return Step(
+        "networks",
+        300 if compile else 100,
+        lambda seconds: [
+            *(python, "-m", "slowfast_fast", "bench", "--device", "cuda", *words),
+            *("--budget", f"{max(0.0, seconds - GRACE):.0f}", "--out", str(folder / f"{device}-networks")),
+        ],
+        needs="build",
+    )
 
 
 def _benchmarks(python: str, device: str, folder: Path, compile: bool) -> Step:
@@ -336,8 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def copy_into_the_checkout(device: str, folder: Path) -> None:
     """What steps have written so far to where it is committed; the benchmarks then go by a fresh table, too."""
     for written, place in (
-        (f"{device}.json", RESULTS),
-        (f"{device}.png", RESULTS),
+        *((f"{device}{part}.{kind}", RESULTS) for part in ("", "-networks") for kind in ("json", "png")),
         (f"{device}-tuned.json", TUNED / f"{device.replace('-', '_')}.json"),
     ):
         if (folder / written).is_file():

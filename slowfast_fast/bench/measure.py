@@ -15,13 +15,14 @@ from torch import Tensor
 
 from .cases import Case, natively_supported
 from .leg import Leg
-from .network import NetworkCase
+from .network import GRAPHED, NetworkCase
 from .variants import OURS
 
 COPY, GEMM = "copy", "gemm"
 FAILED = "failed: "  # so begins the reason of what should have run
 # Baselines that are no variant: the fastest one of stock, and what the machine can do at best.
 FASTEST_STOCK, LIMIT = "the fastest stock variant", "the limit"
+MILLISECOND = "a millisecond"  # what ours with a CUDA graph takes, from the call to the result
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 NETWORK_GEMM_SIZE = {"cpu": 2048, "cuda": 8192}  # a whole network has time for one that warms every core
 L2_FLUSH_BYTES = 256 << 20
@@ -82,17 +83,34 @@ class CudaClock:
             self._hold *= 2
 
 
+class HostClock:
+    """Wall-clock seconds from a call to its result on a GPU: what one caller waits, launches included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def time(self, call: Callable[[], object]) -> float:
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
+
+
 def clock_for(device: torch.device) -> CpuClock | CudaClock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
 class Race:
-    """Runs a set of calls in rounds and keeps the seconds of each."""
+    """Runs a set of calls in rounds and keeps the seconds of each; with a host clock, of each once more by that."""
 
-    def __init__(self, calls: Mapping[str, Callable[[], object]], clock: CpuClock | CudaClock) -> None:
+    def __init__(
+        self, calls: Mapping[str, Callable[[], object]], clock: CpuClock | CudaClock, host: HostClock | None = None
+    ) -> None:
         self.calls = dict(calls)
         self.seconds: dict[str, list[float]] = {name: [] for name in self.calls}
-        self._clock = clock
+        self.latencies: dict[str, list[float]] = {} if host is None else {name: [] for name in self.calls}
+        self._clock, self._host = clock, host
         self._rounds = 0
 
     def warm_up(self, times: int = 1) -> None:
@@ -102,6 +120,8 @@ class Race:
 
     def run(self, name: str) -> None:
         self.seconds[name].append(self._clock.time(self.calls[name]))
+        if self._host is not None:
+            self.latencies[name].append(self._host.time(self.calls[name]))
 
     def round(self, without: str | None = None) -> None:
         """Every call once, beginning one further in each round so that none always follows the same neighbour."""
@@ -176,12 +196,13 @@ def disagreement(
 @dataclass
 class Measurement:
     """All that one case gave: seconds per variant and round, errors against float64, peaks of memory, and who could not
-    run and why."""
+    run and why. `latencies`: of an evaluation of a network on a GPU, by the host's clock; elsewhere `seconds` are."""
 
     case: Case | NetworkCase
     device: str
     ours: str  # the variant that `auto` picks
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)  # bytes; of a network's training step, see memory.py
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -205,8 +226,9 @@ class Measurement:
         return statistics.median(self.seconds[name])
 
     def percentile(self, name: str, percent: int) -> float:
-        """Seconds that this many of a hundred calls did not exceed, interpolated between the rounds."""
-        seconds = self.seconds[name]
+        """Seconds until the result that this many of a hundred calls did not exceed, interpolated between the
+        rounds."""
+        seconds = self.latencies.get(name, self.seconds[name])
         return seconds[0] if len(seconds) < 2 else statistics.quantiles(seconds, n=100, method="inclusive")[percent - 1]
 
     def clips_per_second(self, name: str) -> float:
@@ -223,8 +245,12 @@ class Measurement:
     def ratio(self, baseline: str, name: str | None = None) -> float | None:
         """How many times faster `name` (by default ours) is than the baseline; None when one of the two did not run.
 
-        A baseline is a variant, `FASTEST_STOCK` or `LIMIT` (then below 1 as a rule).
+        A baseline is a variant, `FASTEST_STOCK` or `LIMIT` (then below 1 as a rule); or `MILLISECOND`, of the variant
+        with a CUDA graph.
         """
+        if baseline == MILLISECOND:
+            latencies = self.latencies.get(GRAPHED)
+            return 1e-3 / statistics.median(latencies) if latencies else None
         name, theirs = name or self.ours, self.baseline_seconds(baseline)
         return None if theirs is None or name not in self.seconds else theirs / self.median(name)
 

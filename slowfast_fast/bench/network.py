@@ -3,6 +3,7 @@ SlowFast network, stock and ours, same weights."""
 
 import importlib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -205,17 +206,24 @@ class NetworkProblem:
         return runner
 
 
-def frozen(problem: NetworkProblem) -> Runner:
+def frozen(problem: NetworkProblem, cuda_graph: bool = False) -> Runner:
     """`slowfast_fast.freeze` of our network, in the dtype of the case."""
     if problem.case.direction == "bwd":
         raise Unavailable("a frozen network is for inference")
-    network = freeze(problem.model(create_slowfast, torch.float32), dtype=problem.case.dtype)
+    if cuda_graph and problem.device.type != "cuda":
+        raise Unavailable("CUDA graphs are a GPU's")
+    network = freeze(problem.model(create_slowfast, torch.float32), dtype=problem.case.dtype, cuda_graph=cuda_graph)
     inputs = problem.clips.laid_out(torch.channels_last_3d)
 
     @torch.inference_mode()
     def evaluate() -> dict[str, Tensor]:
         return {"y": network(inputs)}
 
+    if cuda_graph:
+        with warnings.catch_warnings():
+            # It runs without a graph where it could not capture one, and would be no other variant than without.
+            warnings.simplefilter("error", RuntimeWarning)
+            evaluate()
     return evaluate
 
 
@@ -254,7 +262,9 @@ NETWORK_STOCK: dict[str, Callable[[NetworkProblem], Runner]] = {
     "OpenVINO": openvino,
 }
 FROZEN = f"{OURS} frozen"
+GRAPHED = f"{FROZEN}, graph"
 NETWORK_OURS: dict[str, Callable[[NetworkProblem], Runner]] = {
     OURS: lambda problem: problem.runner(create_slowfast, torch.channels_last_3d),
     FROZEN: frozen,
+    GRAPHED: partial(frozen, cuda_graph=True),
 }

@@ -24,12 +24,15 @@ SCHEMA = 2
 
 def table(measurement: Measurement) -> str:
     """One case as text: a heading with its size and the machine's limits, then a line per variant, fastest first. Of a
-    network clips a second and the slowest round of twenty are told, of an op how fast it moves bytes."""
+    network clips a second and the slowest round of twenty are told, on a GPU by the host's clock, of an op how fast it
+    moves bytes."""
     case = measurement.case
     copy, gemm = measurement.copy_gigabytes_per_second, measurement.gemm_gigaflops_per_second
     per_second, giga = ("TFLOP/s", 1e3) if measurement.device == "cuda" else ("GFLOP/s", 1.0)
     network = isinstance(case, NetworkCase)
-    rate, tail = ("clips/s", f"{'p95 ms':>9}") if network else ("GB/s", "")
+    # Percentiles are the host's; where the column "ms" is the device's, the median is told in both.
+    percentiles = ((50, 95) if measurement.latencies else (95,)) if network else ()
+    rate, tail = "clips/s" if network else "GB/s", "".join(f"{f'p{percent} ms':>9}" for percent in percentiles)
     if measurement.peaks:
         tail += f"{'peak MB':>9}"
     lines = [
@@ -49,7 +52,7 @@ def table(measurement: Measurement) -> str:
             f"{measurement.gigaflops_per_second(name) / giga:>8.1f} "
             f"{measurement.percent_of_limit(name):>8.0f} "
             f"{measurement.errors[name]:>8.0e}"
-            + (f"{measurement.percentile(name, 95) * 1e3:>9.3f}" if network else "")
+            + "".join(f"{measurement.percentile(name, percent) * 1e3:>9.3f}" for percent in percentiles)
             + (f"{measurement.peaks[name] / 1e6:>9.0f}" if name in measurement.peaks else "")
         )
     lines += [f"  {name}: not run, {reason}" for name, reason in measurement.unavailable.items()]
@@ -69,9 +72,8 @@ def network_table(cases: Sequence[Mapping[str, Any]]) -> str:
         if (ours := variants.get(case["ours"])) is None:
             row += [""] * (4 + len(others))
         else:
-            row += [
-                f"{1e3 * ours[key]:.0f}" if ours[key] >= 0.1 else f"{1e3 * ours[key]:.2f}" for key in ("median", "p95")
-            ]
+            waits = ours.get("p50", ours["median"]), ours["p95"]
+            row += [f"{1e3 * wait:.0f}" if wait >= 0.1 else f"{1e3 * wait:.2f}" for wait in waits]
             row += [f"{ours['clips_per_second']:.2f}", f"{ours['percent_of_limit']:.0f}"]
             row += [f"{variants[name]['median'] / ours['median']:.2f}" if name in variants else "" for name in others]
         lines.append(row)
@@ -210,9 +212,11 @@ def rates(measurement: Measurement, name: str) -> dict[str, Any]:
     """All figures of one variant."""
     return {
         "median": measurement.median(name),
+        "p50": measurement.percentile(name, 50),
         "p95": measurement.percentile(name, 95),
         "clips_per_second": measurement.clips_per_second(name),
         "seconds": measurement.seconds[name],
+        "latencies": measurement.latencies.get(name),
         "speedup_over_stock": measurement.ratio(STOCK, name),
         "gigabytes_per_second": measurement.gigabytes_per_second(name),
         "gigaflops_per_second": measurement.gigaflops_per_second(name),

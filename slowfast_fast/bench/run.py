@@ -15,7 +15,18 @@ from .apart import device_is_lost
 from .cases import DIRECTIONS, Case
 from .family import FAMILY, FamilyCase, FamilyProblem
 from .leg import Leg
-from .measure import FAILED, NETWORK_TOLERANCE, TOLERANCE, Measurement, Race, clock_for, disagreement, limits, tolerance
+from .measure import (
+    FAILED,
+    NETWORK_TOLERANCE,
+    TOLERANCE,
+    HostClock,
+    Measurement,
+    Race,
+    clock_for,
+    disagreement,
+    limits,
+    tolerance,
+)
 from .memory import peak_bytes
 from .network import (
     AUTOCAST,
@@ -113,9 +124,10 @@ def prepare(
                 measurement.peaks[name] = peak_bytes(runner, device)
         else:
             measurement.unavailable[name] = wrong
-    race = Race({**calls, **limits(case, device)}, clock_for(device))
+    waited_for = device.type == "cuda" and isinstance(case, NetworkCase) and case.direction == "fwd"
+    race = Race({**calls, **limits(case, device)}, clock_for(device), HostClock(device) if waited_for else None)
     race.warm_up()
-    measurement.seconds = race.seconds
+    measurement.seconds, measurement.latencies = race.seconds, race.latencies
     return measurement, race
 
 

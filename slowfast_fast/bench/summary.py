@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .cases import DIRECTIONS
 from .leg import Leg
-from .measure import FASTEST_STOCK, LIMIT, Measurement
+from .measure import FASTEST_STOCK, LIMIT, MILLISECOND, Measurement
 from .network import DEFAULT_NETWORK, NETWORK_DIRECTIONS, NETWORKS, OP, TRAINED, TRAINING, NetworkCase
 from .shapes import Shape, network_shapes
 
@@ -117,6 +117,7 @@ CUDA_GOALS = (
         {STOCK: 4.0, FASTEST_STOCK: 2.0, LIMIT: 0.6},
         at=Leg("bfloat16", 32, 256),
     ),
+    Goal(OP, "fwd", MILLISECOND, 1.0, network=DEFAULT_NETWORK, worst=True, at=Leg("bfloat16", 1, 256)),
     *_training_goals(
         {STOCK: None, CHANNELS_LAST: None, FASTEST_STOCK: 2.0, LIMIT: None}, memory=0.55, at=TRAINING["cuda"]
     ),
