@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import astuple
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from slowfast_fast.bench.cases import DIRECTIONS, Case
 from slowfast_fast.bench.leg import PRECISIONS, Leg
 from slowfast_fast.bench.measure import Measurement
-from slowfast_fast.bench.network import DEFAULT_NETWORK, TRAINED, TRAINING, NetworkCase
+from slowfast_fast.bench.network import DEFAULT_NETWORK, NETWORKS, TRAINED, TRAINING, NetworkCase
 from slowfast_fast.bench.report import busy, heading, machine, rates, table, versions
 from slowfast_fast.bench.run import COMPILED, find_cases, prepare
 from slowfast_fast.bench.summary import summary_text
@@ -21,10 +22,18 @@ BUSY = pytest.StashKey[str | None]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("slowfast_fast")
     group.addoption("--race-rounds", type=int, default=10, help="rounds of each case (default: 10)")
-    group.addoption("--race-dtype", choices=sorted(PRECISIONS), help="default: float32; of training on a GPU bfloat16")
     group.addoption("--race-device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    group.addoption("--race-crop", type=int, help="pixels, height and width (default: 224; of training on a CPU 112)")
-    group.addoption("--race-batch", type=int, help="clips (default: 1; of training 2 on a CPU, 32 on a GPU)")
+    for name, kind, help in (
+        ("dtype", {"choices": sorted(PRECISIONS)}, "default: float32; of training on a GPU bfloat16"),
+        ("batch", {"type": int}, "clips (default: 1; of training 2 on a CPU, 32 on a GPU)"),
+        ("crop", {"type": int}, "pixels, height and width (default: 224; of training on a CPU 112)"),
+        (
+            "network",
+            {},
+            f"of test_slowfast.py and test_training.py: {', '.join(NETWORKS)} (default: {DEFAULT_NETWORK})",
+        ),
+    ):
+        group.addoption(f"--race-{name}", action="append", help=f"{help}; repeatable", **kind)
     group.addoption("--race-threads", type=int, help="CPU threads (default: PyTorch's setting)")
     group.addoption("--race-out", help="write the figures of pack_pathways to this file")
     group.addoption("--race-compile", action="store_true", help=f"also race {COMPILED} (minutes of compilation)")
@@ -42,17 +51,24 @@ def _device(config: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each shape and direction of the op that the test module names; or, where it trains, for each
-    network that has targets there."""
+    """In each leg asked for, one test for each shape and direction of the op that the test module names; or for each
+    network asked for, where it trains by default for those that have targets there."""
     if "case" in metafunc.fixturenames:
         config, module = metafunc.config, metafunc.module
         trains = getattr(module, "TRAINS", False)
         usual = TRAINING[_device(config).type] if trains else Leg("float32")
         given = [config.getoption(f"--race-{name}") for name in ("dtype", "batch", "crop")]
-        leg = Leg(*(value or default for value, default in zip(given, astuple(usual), strict=True)))
+        legs = product(*(values or [default] for values, default in zip(given, astuple(usual), strict=True)))
         directions = getattr(module, "DIRECTIONS", tuple(DIRECTIONS))
-        cases = find_cases([module.OP], directions, leg, TRAINED if trains else (DEFAULT_NETWORK,))
-        metafunc.parametrize("case", cases, ids=[case.name.split(" ", 1)[1].replace(" ", "-") for case in cases])
+        networks = config.getoption("--race-network") or (TRAINED if trains else (DEFAULT_NETWORK,))
+        cases = [case for leg in legs for case in find_cases([module.OP], directions, Leg(*leg), networks)]
+        metafunc.parametrize("case", cases, ids=[_id(case) for case in cases])
+
+
+def _id(case: Case | NetworkCase) -> str:
+    """The case's name, with what that does not tell of its leg."""
+    leg = case.leg.precision if isinstance(case, NetworkCase) else f"{case.leg.precision} batch {case.leg.batch}"
+    return f"{case.name.split(' ', 1)[1]} {leg}".replace(" ", "-")
 
 
 @pytest.fixture
