@@ -183,7 +183,7 @@ def test_a_worker_without_its_device_is_replaced(tmp_path: Path) -> None:
     """And a failure is printed when it happens: what came of the tests that ran is known even without a summary."""
     pytest.importorskip("xdist")
     (tmp_path / "test_two.py").write_text("""
-import on_device, os, pytest
+import on_device, os, time
 def test_lost(monkeypatch):
     on_device.lost = lambda: True
     assert False, "illegal memory access"
@@ -192,13 +192,19 @@ def test_next():
 def test_wrong():
     assert 1 == 2, "one is not two"
 def test_killed():
+    end = time.monotonic() + 60
+    while "test_wrong failed" not in open(os.environ["SAID"]).read() and time.monotonic() < end:
+        time.sleep(0.05)
     os.kill(int(os.environ["CONTROLLER"]), 9)
 """)
     command = [sys.executable, "-m", "pytest", "-p", "on_device", "--capture", "sys", "-q", "-n", "1"]
     code = f"import os; os.environ['CONTROLLER'] = str(os.getpid()); os.execvp({command[0]!r}, {command!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tools"), str(ROOT)))}
-    done = subprocess.run(python(code), cwd=tmp_path, env=environment, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    path, output = os.pathsep.join((str(ROOT / "tools"), str(ROOT))), tmp_path / "said"
+    with output.open("w") as log:
+        environment = {**outside, "PYTHONPATH": path, "SAID": str(output)}
+        done = subprocess.run(python(code), cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    said = output.read_text()
     assert done.returncode == -9
     assert "test_lost lost the device" in said
     assert "illegal memory access" in said
