@@ -169,3 +169,4 @@ def host(session_harness: Harness, poisoned: None) -> Iterator[Harness]:
     yield session_harness
     session_harness.skip_barrier("")
     session_harness.force_items(None)
+    session_harness.force_grid(None)

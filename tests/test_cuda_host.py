@@ -81,6 +81,17 @@ def test_offsets_beyond_32_bits(host: Harness, bn: bool) -> None:
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
+def test_more_tiles_than_a_grid_has_blocks(host: Harness, bn: bool, most: int) -> None:
+    case = Case(1, 70, 140, 3, 2, 2, 3, padding=1)  # 2 tiles of C, 3 of K and 4 of C in all taps
+    inputs = random_inputs(case, torch.float64, True, seed=12)
+    expected = run_op(host, inputs, case, bn)
+    host.force_grid(most)
+    for name, value in run_op(host, inputs, case, bn).items():
+        assert torch.equal(value, expected[name]), name
+
+
 @pytest.mark.parametrize("bn", [False, True], ids=["affine", "bn"])
 def test_each_gradient_alone_is_the_same(host: Harness, bn: bool) -> None:
     case = Case(2, 9, 5, 4, 3, 2, 3, stride=2, padding=1)

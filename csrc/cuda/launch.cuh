@@ -18,7 +18,11 @@ namespace slowfast_fast::cuda {
 constexpr int64_t kWgradRows =
     8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
 
-inline unsigned tiles(int64_t size) { return unsigned(std::min(ceil_div(size, kTile), kMostGridYZ)); }
+// Of a grid along y or z; kernels go on to the tiles beyond its end.
+template <class Queue>
+unsigned tiles(const Queue& queue, int64_t size) {
+  return unsigned(std::min(ceil_div(size, kTile), queue.most_grid_yz()));
+}
 inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
 
 template <class T, class Queue>
@@ -31,8 +35,9 @@ void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) 
   const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
   Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
   if (chunks.count > 0)
-    queue.launch(forward_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.k)), kThreads, sizeof(ForwardShared<Acc>)},
-                 args, chunks, partial);
+    queue.launch(forward_kernel<T>,
+                 {dim3(unsigned(chunks.count), tiles(queue, s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args, chunks,
+                 partial);
   if (stats) launch_merge_statistics(queue, partial, chunks.count, s.k, rows_out(s), *stats);
 }
 
@@ -98,7 +103,7 @@ void backward_as(Queue& queue, const ConvBackward& args) {
 
   if (dx_wanted) {
     const Chunks chunks = cut(rows_in(s), kTile, kMostBlocks);
-    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(s.c)), kThreads, sizeof(Tiles<Acc>)}, left,
+    queue.launch(dgrad_kernel<T>, {dim3(unsigned(chunks.count), tiles(queue, s.c)), kThreads, sizeof(Tiles<Acc>)}, left,
                  chunks, sum, sum_xhat);
   }
 
@@ -108,8 +113,8 @@ void backward_as(Queue& queue, const ConvBackward& args) {
     Acc* partial = queue.template workspace<Acc>(chunks.count * s.k * taps);
     if (chunks.count > 0)
       queue.launch(wgrad_kernel<T>,
-                   {dim3(unsigned(chunks.count), tiles(s.k), tiles(taps)), kThreads, sizeof(Tiles<Acc>)}, left, chunks,
-                   sum, sum_xhat, partial);
+                   {dim3(unsigned(chunks.count), tiles(queue, s.k), tiles(queue, taps)), kThreads, sizeof(Tiles<Acc>)},
+                   left, chunks, sum, sum_xhat, partial);
     launch_merge_wgrad<T>(queue, left, partial, chunks.count, scale_product);
   }
 }

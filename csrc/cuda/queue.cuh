@@ -54,6 +54,7 @@ class Queue {
 
   tile::Plan plan(const tile::Plan& chosen) const { return chosen; }
   int64_t items(int64_t wanted) const { return wanted; }
+  int64_t most_grid_yz() const { return kMostGridYZ; }
 
   // Freed with this object: the allocator hands it out again only to work that follows on this stream.
   template <class Value>

@@ -92,7 +92,8 @@ class Harness:
         self._controls.cuda_host_explain.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_bool]
         channels, flags = [ctypes.c_int64] * 3, [ctypes.c_bool] * 2
         self._controls.cuda_host_explain_bottleneck.argtypes = [*channels, ctypes.c_int, *flags]
-        self._controls.cuda_host_force_items.argtypes = [ctypes.c_int64]
+        for name in ("items", "grid"):
+            getattr(self._controls, f"cuda_host_force_{name}").argtypes = [ctypes.c_int64]
         for name in ("barriers_seen", "kernels_launched", "try", "explain", "explain_bottleneck"):
             getattr(self._controls, f"cuda_host_{name}").restype = ctypes.c_char_p
 
@@ -109,6 +110,10 @@ class Harness:
     def force_items(self, items: int | None) -> None:
         """Makes bottleneck cut its output for so many items, 1 for the largest that memory allows; None: its choice."""
         self._controls.cuda_host_force_items(-1 if items is None else items)
+
+    def force_grid(self, most: int | None) -> None:
+        """The most blocks of a grid along y and z; None: CUDA's limit."""
+        self._controls.cuda_host_force_grid(-1 if most is None else most)
 
     def skip_barrier(self, name: str) -> None:
         """Lets threads pass the barrier or wait of this name, "file.cuh:12", as if it were not there; "" for none."""

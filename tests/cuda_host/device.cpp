@@ -12,7 +12,7 @@ namespace slowfast_fast {
 namespace {
 
 std::optional<cuda::tile::Plan> forced_plan;
-std::optional<int64_t> forced_items;
+std::optional<int64_t> forced_items, forced_grid;
 
 }  // namespace
 
@@ -28,6 +28,7 @@ class HostQueue {
   cuda::tile::Plan plan(const cuda::tile::Plan& chosen) const { return forced_plan.value_or(chosen); }
 
   int64_t items(int64_t wanted) const { return forced_items.value_or(wanted); }
+  int64_t most_grid_yz() const { return forced_grid.value_or(cuda::kMostGridYZ); }
 
   template <class Value>
   Value* workspace(int64_t count) {
@@ -59,6 +60,12 @@ extern "C" void cuda_host_force_plan(int size, int parts) {
 extern "C" void cuda_host_force_items(int64_t items) {
   slowfast_fast::forced_items.reset();
   if (items >= 0) slowfast_fast::forced_items = items;
+}
+
+// The limit of a grid along y and z from now on; a negative number: CUDA's.
+extern "C" void cuda_host_force_grid(int64_t most) {
+  slowfast_fast::forced_grid.reset();
+  if (most >= 0) slowfast_fast::forced_grid = most;
 }
 
 // As slowfast_fast_cuda_bottleneck of the extension.
