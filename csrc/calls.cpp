@@ -93,8 +93,8 @@ py::object look_up(PyObject* state, PyObject* const* arguments, Py_ssize_t count
   if (attribute(watching, names().recorder).ptr() != Py_None || call(function_mode, nullptr, 0).ptr() == Py_True)
     return no_plan();
 
-  constexpr int kSettings = 4, kOfTensor = 4;
-  Tuple key(kSettings + 1 + options.size + kOfTensor * tensors.size + vectors.size);
+  constexpr int kSettings = 5, kOfTensor = 4;  // the op, the options' types, TF32, the backend, determinism
+  Tuple key(kSettings + options.size + kOfTensor * tensors.size + vectors.size);
   long types = 0;
   for (PyObject* option : options) {
     const long digit = type_digit(option);

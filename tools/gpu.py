@@ -206,17 +206,8 @@ def _sanitizers(python: str) -> list[Step]:
 def _networks(python: str, device: str, folder: Path, compile: bool) -> Step:
     """The network at the two sizes that have a target, before the ops take what time is left."""
     words = ["--model", "R50 8x8", "--direction", "fwd", "--dtype", "bfloat16", "--crop", "256"]
-    words += ["--batch", "32", "--batch", "1", "--rounds", "9", "--compile" if compile else "--no-compile"]
-    words += ["--chart" if installed("matplotlib") else "--no-chart"]
-    return Step(
-        "networks",
-        300 if compile else 100,
-        lambda seconds: [
-            *(python, "-m", "slowfast_fast", "bench", "--device", "cuda", *words),
-            *("--budget", f"{max(0.0, seconds - GRACE):.0f}", "--out", str(folder / f"{device}-networks")),
-        ],
-        needs="build",
-    )
+    words += ["--batch", "32", "--batch", "1"]
+    return _bench(python, "networks", 300 if compile else 100, words, folder / f"{device}-networks", compile)
 
 
 def _benchmarks(python: str, device: str, folder: Path, compile: bool) -> Step:
@@ -224,13 +215,17 @@ def _benchmarks(python: str, device: str, folder: Path, compile: bool) -> Step:
     legs += [("--batch", batch) for batch in ("8", "32")] + [("--crop", crop) for crop in ("224", "256")]
     legs += [("--op", op) for op in ("temporal_conv", "lateral_concat", "slowfast")]
     words = [word for pair in legs for word in pair]
-    words += ["--compile" if compile else "--no-compile", "--chart" if installed("matplotlib") else "--no-chart"]
+    return _bench(python, "benchmarks", SECONDS, words, folder / device, compile)
+
+
+def _bench(python: str, name: str, budget: float, words: Sequence[str], out: Path, compile: bool) -> Step:
+    switches = ("--compile" if compile else "--no-compile", "--chart" if installed("matplotlib") else "--no-chart")
     return Step(
-        "benchmarks",
-        SECONDS,
+        name,
+        budget,
         lambda seconds: [
-            *(python, "-m", "slowfast_fast", "bench", "--device", "cuda", "--rounds", "9", *words),
-            *("--budget", f"{max(0.0, seconds - GRACE):.0f}", "--out", str(folder / device)),
+            *(python, "-m", "slowfast_fast", "bench", "--device", "cuda", "--rounds", "9", *words, *switches),
+            *("--budget", f"{max(0.0, seconds - GRACE):.0f}", "--out", str(out)),
         ],
         needs="build",
     )
