@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import slowfast_fast
-from slowfast_fast import _C, ops
-from slowfast_fast.ops import _common, _repeat
+from slowfast_fast import ops, reference
+from slowfast_fast.ops import _repeat
 
 T, L = temporal.Shape(), lateral.Shape(t=4)
 
@@ -187,6 +187,44 @@ def test_autocast_and_subclasses() -> None:
     assert type(ops.temporal_conv(**call.tensors | {"x": marked}, **call.options)) is Marked
 
 
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "values": lambda t: t.mul_(2),
+    "memory": lambda t: setattr(t, "data", t.data * 2),
+    "strides": lambda t: setattr(t, "data", torch.stack([t.data, t.data], -1)[..., 0]),
+    "sizes": lambda t: setattr(t, "data", torch.cat([t.data, t.data])),
+    "dtypes": lambda t: setattr(t, "data", t.data.double()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_same_tensors_changed(change: Callable[[Tensor], Any]) -> None:
+    """A repeated call looks at its tensors anew."""
+    call = rows(eval_call(L))
+    before = ops.lateral_concat_bn(**call.tensors, **call.options)
+    for tensor in call.tensors.values():
+        if tensor.is_floating_point():
+            change(tensor)
+    y, expected = (getattr(library, call.op)(**call.tensors, **call.options) for library in (ops, reference))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    if change is not CHANGES["strides"]:
+        assert y.shape != before.shape or not torch.allclose(y, before.to(y.dtype), rtol=1e-9, atol=0)
+
+
+def test_inference_mode() -> None:
+    """A plan made outside of it serves inside, and one made inside serves outside, where gradients are recorded."""
+    call = rows(batch_norm.bn_call(L, torch.float32, training=False))
+    without_gradient = replace(call, differentiable=())
+    outside, gradients = without_gradient.run(), call.run()
+    with torch.inference_mode():
+        inside = without_gradient.run()
+        assert inside["output"].is_inference()
+    assert torch.equal(inside["output"], outside["output"])
+    again = call.run()
+    assert again.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(again[name], gradient), name
+
+
 def test_function_modes_see_a_repeated_call() -> None:
     class Names(TorchFunctionMode):
         def __init__(self) -> None:
@@ -237,90 +275,6 @@ def test_explain_sees_a_repeated_call() -> None:
     layer(x)
     rows_seen = slowfast_fast.explain(layer, x, show=False).rows
     assert [row.what for row in rows_seen][:1] == ["temporal_conv"]
-
-
-def test_what_a_signature_tells_apart() -> None:
-    x, vector = torch.randn(2, 3, 4, 5, 6), torch.rand(3)
-
-    def signature(
-        tensors: tuple[Any, ...] = (x, None),
-        vectors: tuple[Any, ...] = (vector, None),
-        option: Any = 1,
-        name: str = "op",
-    ) -> Any:
-        return _repeat.look_up(name, (option,), tensors, vectors)[0]
-
-    others: list[dict[str, Any]] = [
-        *({"tensors": (t, None)} for t in (x[1:], x.transpose(3, 4), x[:, :, :, :, ::2], x.double(), x.to("meta"))),
-        *({"tensors": tensors} for tensors in ((None, x), (x, x), (None, None))),
-        *(
-            {"vectors": vectors}
-            for vectors in ((vector.double(), None), (None, vector), (None, None), (vector, vector))
-        ),
-        *({"option": option} for option in (2, True, 1.0, None)),
-        {"name": "another"},
-    ]
-    found = {signature(), *(signature(**other) for other in others)}
-    assert len(found) == 1 + len(others)
-    assert signature((nn.Parameter(torch.rand_like(x)), None), (nn.Parameter(vector[:2]), None)) in found
-
-    class Marked(Tensor):
-        pass
-
-    for strange in (x.as_subclass(Marked), [1.0], 1.0):
-        assert signature(tensors=(strange, None)) is None
-        assert signature(vectors=(strange, None)) is None
-    for option in ([1], "one", torch.tensor(1)):
-        assert signature(option=option) is None
-
-
-def test_what_settings_tell_apart() -> None:
-    class OnCuda(Tensor):
-        is_cuda = True
-
-    class Settings:
-        recorder, forced = None, "auto"
-
-    settings, tf32, deterministic, watched_by_a_mode = Settings(), [True], [False], [False]
-    look_up = _C.make_look_up(
-        (Tensor, OnCuda),
-        {},
-        settings,
-        settings,
-        lambda: watched_by_a_mode[0],
-        lambda: deterministic[0],
-        lambda x: tf32[0],
-    )
-    x = torch.rand(2)
-
-    def signatures() -> tuple[Any, Any]:
-        return look_up("op", (), (x,), ())[0], look_up("op", (), (x.as_subclass(OnCuda),), ())[0]
-
-    on_cpu, on_cuda = signatures()
-    tf32[0] = False
-    assert signatures()[0] == on_cpu
-    assert signatures()[1] != on_cuda
-    deterministic[0] = True
-    assert signatures()[0] != on_cpu
-    deterministic[0], settings.forced = False, "cpu"
-    assert signatures()[0] != on_cpu
-    settings.forced = "auto"
-    assert signatures()[0] == on_cpu
-    watched_by_a_mode[0] = True
-    assert signatures() == (None, None)
-
-
-def test_a_call_that_raises_leaves_no_trace() -> None:
-    """Neither below autograd nor in what is referred to."""
-    x = torch.randn(1, 2, 3, 4, 5)
-    op = torch.ops.slowfast_fast.temporal_conv.default
-    wrong = torch.randn(1, 7, 1, 1, 1)
-    before = sys.getrefcount(wrong), sys.getrefcount(op)
-    for call in 5 * (_common.call_eagerly, _repeat.call_planned):
-        with pytest.raises(RuntimeError, match="with the C of the input"):
-            call(op, x, wrong, None, None, None, 1, 0, 1, False, False)
-        assert not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradCPU)
-    assert (sys.getrefcount(wrong), sys.getrefcount(op)) == before
 
 
 def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -108,11 +109,17 @@ def backward_library(library: str, op: str, x: Tensor, weight: Tensor, stride: i
     return BACKENDS[choice.backend].library or library
 
 
+# Every call asks; torch takes longer to find the function than the function takes.
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the active autocast dtype of the device of the first. As in PyTorch's own convolutions, float64 is
     left alone."""
-    if not torch._C._is_any_autocast_enabled():
-        return tensors
+    return _autocast(tensors) if _is_any_autocast_enabled() else tensors
+
+
+def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
     first = tensors[0]
     device = first.device.type if isinstance(first, Tensor) else "meta"
     if device == "meta" or not torch.is_autocast_enabled(device):
@@ -174,12 +181,18 @@ def _with_gradient(op: OpOverload, *arguments: Any) -> Any:
     return _functions[op].apply(*arguments)
 
 
+# What _AutoDispatchBelowAutograd excludes: that one cannot be entered again.
+_AUTOGRAD = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+for _key in (torch._C.DispatchKey.AutogradOther, torch._C.DispatchKey.AutogradNestedTensor):
+    _AUTOGRAD = _AUTOGRAD.add(_key)
+
+
 def make_call(boxed: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """``call`` where nothing is being compiled, as ``_C.make_call`` describes it."""
     return _C.make_call(
         torch.is_grad_enabled,
         torch._C._any_requires_grad,
-        torch._C._AutoDispatchBelowAutograd,
+        partial(torch._C._ExcludeDispatchKeyGuard, _AUTOGRAD),
         _with_gradient,
         boxed,
     )

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.compiler import is_compiling
 
 from .. import _C, backend, explanation
 from ._common import allows_tf32, make_call
 
-Signature = tuple[Any, ...]
+Signature = bytes
 # A training run with a few crops and batch sizes has some hundred; one that never repeats should not fill the memory.
 MOST_PLANS = 4096
 # By class: a subclass of Tensor may mean anything.
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
 _plans: dict[Signature, Plan] = {}
 _look_up = _C.make_look_up(
     _TENSORS,
+    torch.device("cpu"),
     _plans,
     explanation._thread,
     backend._thread,
@@ -50,7 +52,7 @@ def look_up(
     """The signature of a call on ``tensors``, x first, and the plan of an earlier one that had the same. Both are None
     where the call has to take the long way: compiled, watched by explain() or a function mode, or with arguments that
     are not plain tensors."""
-    return (None, None) if torch.compiler.is_compiling() else _look_up(op, options, tensors, vectors)
+    return (None, None) if is_compiling() else _look_up(op, options, tensors, vectors)
 
 
 def remember(

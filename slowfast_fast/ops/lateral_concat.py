@@ -113,22 +113,22 @@ def lateral_concat_bn(
         As :func:`lateral_concat`, and ValueError when batch statistics are asked of a single value per channel.
     """
     slow, fast, weight = autocast(slow, fast, weight)
-    statistics = (gamma, beta, running_mean, running_var)
+    statistics = (gamma, beta, running_mean, running_var, num_batches_tracked)
     options = (alpha, padding, relu, momentum, eps, training)
-    key, plan = look_up("lateral_concat_bn", options, (fast, weight, slow), (*statistics, num_batches_tracked))
+    key, plan = look_up("lateral_concat_bn", options, (fast, weight, slow), statistics)
     if plan is not None:
         op, backend, pad, tf32 = plan
         try:
             if training or running_mean is None:
                 results = call_planned(op, slow, fast, weight, gamma, beta, alpha, pad, eps, relu, tf32)
-                bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+                bn = BatchNorm(*statistics, momentum, eps, training)
                 return bn.update_running_stats(backend, results)
             if not wants_gradient(slow, fast, weight, gamma, beta):
                 mean, var = running_mean, running_var
                 return call_planned(op, slow, fast, weight, gamma, beta, mean, var, alpha, pad, eps, relu, tf32)
         except RuntimeError:
             pass  # the long way says what is wrong
-    bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+    bn = BatchNorm(*statistics, momentum, eps, training)
     padding, lateral_shape = _check_lateral(slow, fast, weight, alpha, padding, relu)
     bn.check(weight, lateral_shape)
     if bn.of_batch():

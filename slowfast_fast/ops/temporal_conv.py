@@ -121,15 +121,15 @@ def temporal_conv_bn(
         As :func:`temporal_conv`, and ValueError when batch statistics are asked of a single value per channel.
     """
     x, weight, residual = autocast(x, weight, residual)
-    statistics = (gamma, beta, running_mean, running_var)
+    statistics = (gamma, beta, running_mean, running_var, num_batches_tracked)
     options = (stride, padding, dilation, relu, momentum, eps, training)
-    key, plan = look_up("temporal_conv_bn", options, (x, weight, residual), (*statistics, num_batches_tracked))
+    key, plan = look_up("temporal_conv_bn", options, (x, weight, residual), statistics)
     if plan is not None:
         op, backend, pad, tf32 = plan
         try:
             if training or running_mean is None:
                 results = call_planned(op, x, weight, gamma, beta, residual, stride, pad, dilation, eps, relu, tf32)
-                bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+                bn = BatchNorm(*statistics, momentum, eps, training)
                 return bn.update_running_stats(backend, results)
             if not wants_gradient(x, weight, gamma, beta, residual):
                 mean, var = running_mean, running_var
@@ -138,7 +138,7 @@ def temporal_conv_bn(
                 )
         except RuntimeError:
             pass  # the long way says what is wrong
-    bn = BatchNorm(*statistics, num_batches_tracked, momentum, eps, training)
+    bn = BatchNorm(*statistics, momentum, eps, training)
     padding, shape = _checks.convolution(x, weight, residual, stride, padding, dilation, relu)
     bn.check(weight, shape)
     geometry = (stride, padding, dilation)
