@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from bench_testing import CPU, FLOAT32, SMALL, measurement
 from click.testing import CliRunner
-from test_bench import CPU, FLOAT32, SMALL, measurement
 
 from slowfast_fast.bench import main
 from slowfast_fast.bench import run as running

@@ -1,12 +1,12 @@
-"""The benchmarks of whole networks judged, as test_bench.py judges the others."""
+"""The benchmarks of whole networks judged, as test_bench_cases.py and its neighbours judge the others."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from bench_testing import CPU, measurement
 from click.testing import CliRunner
-from test_bench import CPU, measurement
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast_fast import create_slowfast
