@@ -332,7 +332,7 @@ def test_a_head_that_does_something_else_is_kept() -> None:
     frozen = freeze(model)
     assert distance(frozen(x), expected) < EXACT
     reasons = {row.modules[0]: row.reason for row in explain(frozen, x, show=False).rows}
-    assert reasons["blocks.5.module.projection"].startswith("no frozen layer stands for it")
+    assert "no frozen layer stands for it" in reasons["blocks.5.module.projection"]
 
 
 @pytest.mark.parametrize("change", ["order", "sources", "groups", "clips"])

@@ -89,20 +89,11 @@ def most_live_bytes(model: nn.Module, x: list[Tensor]) -> int:
 
 @pytest.mark.usefixtures("one_thread")
 def test_activations_take_little_memory() -> None:
-    """At batch 8 the live bytes of a call are at most 60 % of those of stock under inference_mode."""
+    """At batch 8, in two parts, the live bytes of a call are at most 45 % of those of stock under inference_mode."""
     stock, frozen = SlowFast(**R50).eval(), freeze(slowfast_fast.create_slowfast(**R50))
     x = [clip.float() for clip in clips(8, size=64)]
     stocks, ours = most_live_bytes(stock, x), most_live_bytes(frozen, x)
-    assert 0 < ours <= 0.6 * stocks, (ours, stocks)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_a_large_batch_in_turn() -> None:
-    """Logits at every position come as a tensor of a row a clip, too."""
-    for options in ({}, {"head_output_with_global_average": False}):
-        stock, frozen = stock_and_frozen(**options)
-        for batch in (5, 8):
-            assert_same(stock, frozen, clips(batch, dtype=torch.float32))
+    assert 0 < ours <= 0.45 * stocks, (ours, stocks)
 
 
 # Compilers

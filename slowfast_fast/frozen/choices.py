@@ -1,5 +1,6 @@
 """Which kernel a frozen layer or block takes: the one that was fastest when the device was measured
-(``tuned/frozen_<device>.json``, by ``python -m slowfast_fast tune --frozen``), elsewhere the one that ought to be."""
+(``tuned/frozen_<device>.json``, by ``python -m slowfast_fast tune --frozen``), elsewhere the one that ought to be. And
+how many clips go through a network at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +13,9 @@ from .._extension import cpu_capability
 
 # What a block may run as.
 ONE_KERNEL, LAYERS = "bottleneck", "layers"
+# Clips of a large batch that a CPU takes at a time: enough work for its cores, and the activations of no more. Parts of
+# one or two are no faster with two threads (docs/performance.md, "Frozen layers").
+MOST_CLIPS = 4
 
 
 def layer_key(weight_shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, tf32: bool) -> str:

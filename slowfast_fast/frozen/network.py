@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
-from ..explanation import recording
+from ..explanation import because, recording
 from ..nn.network_units import Sampling
 from ..ops._layout import as_rows, places
+from . import choices, parts
 from .inference import Inference
-
-# Clips that the CPU takes at a time: enough work for its cores, and no more activations than these have.
-MOST_CLIPS = 4
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,24 @@ class FrozenNetwork(Inference):
         with torch.no_grad(), torch.autocast(x[0].device.type, enabled=False):
             if self.cuda_graph and not recording():
                 return self._replay(self._run, list(x), bboxes)
-            if x[0].device.type == "cpu" and len(x[0]) > MOST_CLIPS and bboxes is None:
-                return self._run_in_turn(x)
             return self._run(list(x), bboxes)
 
-    def _run_in_turn(self, x: Sequence[Tensor]) -> Any:
-        """A large batch on the CPU, MOST_CLIPS clips after the others."""
-        result: list[Tensor] = []
-        for first in range(0, len(x[0]), MOST_CLIPS):
-            part = self._run([clip[first : first + MOST_CLIPS] for clip in x], None)
-            rows, spec = tree_flatten(part)
-            count = len(x[0][first : first + MOST_CLIPS])
-            if not all(isinstance(tensor, Tensor) and len(tensor) == count for tensor in rows):
-                return self._run(list(x), None)  # the head does not give a row a clip
-            if not result:
-                result = [tensor.new_empty((len(x[0]), *tensor.shape[1:])) for tensor in rows]
-            for whole, tensor in zip(result, rows, strict=True):
-                whole[first : first + MOST_CLIPS].copy_(tensor)
-        return tree_unflatten(result, spec)
-
     def _run(self, x: list[Tensor], bboxes: Any) -> Any:
+        in_parts = not torch.compiler.is_compiling() and x[0].device.type == "cpu"
+        out = self._in_parts(x) if in_parts else self._features(x)
+        return out if self.detection_head is None else self.detection_head(out, bboxes).flatten(1)
+
+    def _in_parts(self, x: list[Tensor]) -> Any:
+        if len(x[0]) <= choices.MOST_CLIPS:
+            return self._features(x)
+        why_whole = parts.why_whole(self.blocks)
+        if why_whole is None:
+            return parts.in_turn(self._features, x, choices.MOST_CLIPS)
+        with because(f"all {len(x[0])} clips at once: {why_whole}"):
+            return self._features(x)
+
+    def _features(self, x: list[Tensor]) -> Any:
+        """What the blocks give: logits, or what a detection head takes."""
         out: Any = x
         if self.clips.sampling is not None:
             out = list(self.clips.sampling(x[0]))
@@ -101,7 +97,7 @@ class FrozenNetwork(Inference):
             out = as_rows(x[0], "x")
         for block in self.blocks:
             out = block(out)
-        return out if self.detection_head is None else self.detection_head(out, bboxes).flatten(1)
+        return out
 
     def _checked(self, x: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
         """The clips, one for each pathway."""
