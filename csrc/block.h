@@ -141,6 +141,48 @@ class Block {
     return y;
   }
 
+  // The backward of a pointwise layer from the gradient of norm(conv(x)); dgamma is nullptr where it is not wanted.
+  void backward_to_input(const NormedLayer& layer, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                         void* dgamma, const OptionalTensor& dx, const OptionalTensor& dweight) {
+    const ConvShape& s = layer.shape;
+    if (!Device::folds(s, dtype_)) {
+      const Tensor raw = convolve_again(layer, x, weight);
+      ConvBackward args = backward(layer, grad, raw, false);
+      args.dscale = dgamma;
+      return run_backward(args, x, weight, raw, dx, dweight);
+    }
+    FoldedBackward folded{s.n,
+                          s.t_out,
+                          s.p,
+                          s.c,
+                          s.k,
+                          dtype_,
+                          rows(grad, "grad"),
+                          rows(x, "x"),
+                          layer.weight,
+                          layer.gamma,
+                          layer.invstd,
+                          dgamma,
+                          dweight ? dweight->data_ptr() : nullptr,
+                          {},
+                          nullptr};
+    if (!dx) return device_.folded_backward(folded);
+    const Tensor scale = empty_vector(x_, s.k);
+    folded.dx = out_rows(*dx);
+    folded.scale = scale.data_ptr();
+    device_.folded_backward(folded);
+    ConvBackward args{};
+    args.shape = s;
+    args.dtype = dtype_;
+    args.tf32 = tf32_;
+    args.grad = rows(grad, "grad");
+    args.weight = layer.weight;
+    args.scale = scale.data_ptr();
+    args.dx = out_rows(*dx);
+    args.dx_residual = rows(*dx, "dx");
+    device_.backward(args);
+  }
+
   // The backward of a layer but for what is wanted of it, which is for the caller to add.
   ConvBackward backward(const NormedLayer& layer, const Tensor& grad, const Tensor& raw, bool relu) const {
     ConvBackward args{};

@@ -119,12 +119,9 @@ BlockGradients bottleneck_bn_backward(
 
   Tensor g_b = nothing(x);  // the gradient of what c read; then of what b wrote, in the same memory
   if (into_c) {
-    const Tensor z = block.activated(b, raw_b), raw_c = block.convolve_again(c, z, weight_c);
-    ConvBackward args = block.backward(c, g, raw_c, false);
-    args.dscale = vector_for(kGammaC, s.c.k);
     if (into_b) g_b = empty_channels_last(x, s.sizes_out(s.a.k));
-    block.run_backward(args, z, weight_c, raw_c, into_b ? OptionalTensor(g_b) : std::nullopt,
-                       weight_for(kWeightC, weight_c));
+    block.backward_to_input(c, g, block.activated(b, raw_b), weight_c, vector_for(kGammaC, s.c.k),
+                            into_b ? OptionalTensor(g_b) : std::nullopt, weight_for(kWeightC, weight_c));
   }
   Tensor g_a = nothing(x);  // the gradient of what b read
   if (into_b) {
@@ -146,12 +143,10 @@ BlockGradients bottleneck_bn_backward(
   }
   if (shortcut_weight && (need[kX] || need.any(kShortcutWeight, kShortcutBeta))) {
     const NormedLayer shortcut(s.shortcut, x, *shortcut_weight, shortcut_gamma, std::nullopt, shortcut_stats);
-    const Tensor seen = block.seen_by_shortcut(), raw = block.convolve_again(shortcut, seen, *shortcut_weight);
-    ConvBackward args = block.backward(shortcut, g, raw, false);
-    args.dscale = vector_for(kShortcutGamma, s.c.k);
     OptionalTensor dx;
     if (need[kX]) dx = empty_channels_last(x, s.sizes_out(s.a.c));
-    block.run_backward(args, seen, *shortcut_weight, raw, dx, weight_for(kShortcutWeight, *shortcut_weight));
+    block.backward_to_input(shortcut, g, block.seen_by_shortcut(), *shortcut_weight, vector_for(kShortcutGamma, s.c.k),
+                            dx, weight_for(kShortcutWeight, *shortcut_weight));
     if (need[kX]) g = block.spread(*dx);
   }
   if (into_a) {

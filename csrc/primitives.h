@@ -214,6 +214,24 @@ struct ConvBackward {
   OutRows dresidual;
 };
 
+// The backward of a pointwise convolution r[k] = sum over c of weight[k, c] * x[c] and BatchNorm with its statistics,
+// without r: it is linear in x, so what BatchNorm's backward takes from r follows from products of rows summed over all
+// N = n * t * p rows. With P those of grad and x - mean(x), S those of x - mean(x) with itself and s the sum of grad:
+//   dgamma = invstd * (sum over c of weight * P)
+//   dweight = scale * P + slope * (weight S),  scale = gamma * invstd,  slope = -scale * invstd * dgamma / N
+//   dx = grad (scale * weight) + (x - mean(x)) mixing - s / N (scale * weight),  mixing = weight^T (slope * weight)
+// Results whose pointer is nullptr are not wanted. With dx comes scale (K), for its first term, which is the caller's
+// to add.
+struct FoldedBackward {
+  int64_t n, t, p, c, k;
+  Dtype dtype;
+  Rows grad, x;
+  const void *weight, *gamma, *invstd;  // (K, C), (K) and (K); gamma may be absent
+  void *dgamma, *dweight;
+  OutRows dx;
+  void* scale;
+};
+
 // to = from, for n * t * p rows of c channels.
 struct CopyRows {
   int64_t n, c, t, p;

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from block_testing import BlockCall, Shape, random_call
 from cuda_host.build import SCHEDULES, Harness
 from cuda_host.cases import (
     Case,
@@ -23,7 +24,6 @@ from cuda_host.cases import (
 from cuda_host.schedules import assert_same_under_all
 from op_arguments import accumulation, small_integers
 from op_testing import Judgement, assert_as_exact_as_pytorch, dtypes
-from test_bottleneck_bn import BlockCall, Shape, random_call
 from torch import Tensor
 
 from slowfast_fast.ops import NormedConv

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import block_testing as block
 import network_testing
 import pytest
 import test_batch_norm as batch_norm
@@ -110,36 +111,34 @@ def test_odd_shapes_in_tf32(gpu_backend: str, shape: temporal.Shape | lateral.Sh
 
 # Residual blocks of R50 8x8 at 224: the first ones of a stage have a shortcut with a convolution.
 REAL_BLOCKS = {
-    "slow_res2_first": bottleneck_bn.Shape(c=80, j=64, k=256, kt=1, t=8, h=56, w=56),
-    "slow_res4_first": bottleneck_bn.Shape(n=1, c=640, j=256, k=1024, t=8, stride=2, h=28, w=28),
-    "slow_res5": bottleneck_bn.Shape(n=1, c=2048, j=512, k=2048, t=8, h=7, w=7, shortcut=False),
-    "fast_res2_first": bottleneck_bn.Shape(n=1, c=8, j=8, k=32, t=32, h=56, w=56),
-    "fast_res3_first": bottleneck_bn.Shape(n=1, c=32, j=16, k=64, t=32, stride=2, h=56, w=56),
-    "fast_res4": bottleneck_bn.Shape(n=1, c=128, j=32, k=128, t=32, h=14, w=14, shortcut=False),
+    "slow_res2_first": block.Shape(c=80, j=64, k=256, kt=1, t=8, h=56, w=56),
+    "slow_res4_first": block.Shape(n=1, c=640, j=256, k=1024, t=8, stride=2, h=28, w=28),
+    "slow_res5": block.Shape(n=1, c=2048, j=512, k=2048, t=8, h=7, w=7, shortcut=False),
+    "fast_res2_first": block.Shape(n=1, c=8, j=8, k=32, t=32, h=56, w=56),
+    "fast_res3_first": block.Shape(n=1, c=32, j=16, k=64, t=32, stride=2, h=56, w=56),
+    "fast_res4": block.Shape(n=1, c=128, j=32, k=128, t=32, h=14, w=14, shortcut=False),
 }
 
 
 @pytest.mark.parametrize("shape", REAL_BLOCKS.values(), ids=REAL_BLOCKS)
 @modes
 @pytest.mark.usefixtures("poisoned")
-def test_blocks_of_the_network(gpu_backend: str, mode: str, shape: bottleneck_bn.Shape) -> None:
+def test_blocks_of_the_network(gpu_backend: str, mode: str, shape: block.Shape) -> None:
     """So many activations that none is close to its kink only where channels are on or off."""
     skip_without_blocks(gpu_backend)
     dtype, allowed = MODES[mode]
     with tf32(allowed):
-        assert_as_exact_as_pytorch(
-            lambda: bottleneck_bn.random_call(shape, dtype, active=16.0), device=CUDA, exact_on=CUDA
-        )
+        assert_as_exact_as_pytorch(lambda: block.random_call(shape, dtype, active=16.0), device=CUDA, exact_on=CUDA)
 
 
 @pytest.mark.parametrize("shape", bottleneck_bn.SHAPES.values(), ids=bottleneck_bn.SHAPES)
 @modes
 @pytest.mark.usefixtures("poisoned")
-def test_blocks_of_odd_shapes(gpu_backend: str, mode: str, shape: bottleneck_bn.Shape) -> None:
+def test_blocks_of_odd_shapes(gpu_backend: str, mode: str, shape: block.Shape) -> None:
     skip_without_blocks(gpu_backend)
     dtype, allowed = MODES[mode]
     with tf32(allowed):
-        assert_as_exact_as_pytorch(lambda: bottleneck_bn.random_call(shape, dtype, active=6.0), device=CUDA, trials=3)
+        assert_as_exact_as_pytorch(lambda: block.random_call(shape, dtype, active=6.0), device=CUDA, trials=3)
 
 
 # A narrow and a wide layer and a lateral connection, small enough for many runs: 7 x 7 images leave the rows of the
@@ -155,12 +154,11 @@ CALLS = {
     for form, make in (("affine", affine_call), ("batch norm", batch_norm.bn_call))
 }
 BLOCKS = {
-    "narrow block": bottleneck_bn.Shape(c=32, j=16, k=64, t=4, stride=2, h=14, w=14),
-    "wide block": bottleneck_bn.Shape(n=1, c=256, j=128, k=256, t=4, h=7, w=7, shortcut=False),
+    "narrow block": block.Shape(c=32, j=16, k=64, t=4, stride=2, h=14, w=14),
+    "wide block": block.Shape(n=1, c=256, j=128, k=256, t=4, h=7, w=7, shortcut=False),
 }
 BLOCK_CALLS = {
-    name: (lambda dtype, shape=shape: bottleneck_bn.random_call(shape, dtype, active=6.0))
-    for name, shape in BLOCKS.items()
+    name: (lambda dtype, shape=shape: block.random_call(shape, dtype, active=6.0)) for name, shape in BLOCKS.items()
 }
 CALLS |= BLOCK_CALLS
 calls = pytest.mark.parametrize("make", CALLS.values(), ids=CALLS)

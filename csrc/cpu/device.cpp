@@ -245,13 +245,23 @@ void dgrad(const ConvBackward& args, const Source& gradient) {
   run_conv(plan, {args.weight, s.weight_stride_c(), s.c * s.kt, s.weight_stride_tap(), true, args.scale});
 }
 
-void wgrad(const ConvBackward& args, const Source& gradient) {
+// How the products of a wgrad are summed.
+struct WgradSums {
+  Dtype in;    // Float64: in double, whatever the values are stored as; otherwise their dtype
+  bool exact;  // in one accumulator few at a time
+  bool ones;   // as in WgradPlan
+};
+
+void wgrad(const ConvBackward& args, const Source& gradient, const WgradSums& sums) {
   const ConvShape& s = args.shape;
   const Taps taps(s, false);
-  const TileShape tile = kernels().tile(args.dtype, s.k);
-  const int64_t size = static_cast<int64_t>(acc_size(args.dtype)), panels = ceil_div(s.k, tile.panel);
+  const TileShape tile = kernels().tile(sums.in, s.k);
+  const int64_t size = static_cast<int64_t>(acc_size(sums.in)), panels = ceil_div(s.k, tile.panel);
+  const bool exact = sums.exact;
   WgradPlan plan{};
   plan.dtype = args.dtype;
+  plan.in_double = sums.in == Dtype::Float64;
+  plan.ones = sums.ones;
   plan.n = s.n;
   plan.p = s.p;
   plan.c = s.c;
@@ -262,9 +272,7 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.x.rows = args.x;
   plan.gradient = gradient;
   plan.taps = taps.table();
-  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1. dscale = sum(weight *
-  // dweight) is a small difference of large terms: when it is wanted, sums in one accumulator are short and direct.
-  const bool exact = args.dscale && !args.bn.raw.data;
+  // A panel of gradient rows and a cache line of input rows, for every row of a block, share L1.
   plan.winograd = !exact && use_winograd(s, s.t_out);
   plan.lead = -s.padding;
   plan.summed_rows = exact ? 16 : plan.winograd ? 128 : 256;
@@ -286,7 +294,7 @@ void wgrad(const ConvBackward& args, const Source& gradient) {
   plan.partial = partial.get();
   parallel(groups * plan.chunks, kernels().wgrad_scratch(plan),
            [&](int64_t begin, int64_t end, void* scratch) { kernels().wgrad(plan, begin, end, scratch); });
-  const WgradResult result{args.dtype,
+  const WgradResult result{sums.in,
                            s.c,
                            s.k,
                            s.kt,
@@ -377,7 +385,19 @@ void Cpu::backward(const ConvBackward& args) {
     gradient.rows = {args.dconv.data, args.dconv.stride_n, args.dconv.stride_t, args.dconv.stride_p};
   }
   if (args.dx.data) dgrad(args, gradient);
-  if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient);
+  // dscale = sum(weight * dweight) is a small difference of large terms: its sums are short and direct.
+  if (args.dweight || (!bn && args.dscale)) wgrad(args, gradient, {args.dtype, args.dscale && !bn, false});
+}
+
+void Cpu::row_products(const FoldedBackward& norm, const Rows& left, int64_t channels, double* to) {
+  ConvBackward args{};
+  args.shape = {norm.n, norm.c + 1, channels, norm.t, norm.t, norm.p, 1, 1, 0, 1};
+  args.dtype = norm.dtype;
+  args.x = norm.x;
+  args.dweight = to;
+  Source source{};
+  source.rows = left;
+  wgrad(args, source, {Dtype::Float64, false, true});
 }
 
 }  // namespace slowfast_fast

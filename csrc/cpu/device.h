@@ -55,12 +55,21 @@ class Cpu {
   static bool unfolds(const ConvShape& s, Dtype dtype) {
     return s.k >= 256 && s.n * s.t_out * s.p <= 4 * s.k && (dtype == Dtype::Float32 || dtype == Dtype::Float64);
   }
+  // Whether folded_backward() is faster than the layer's raw output, computed again: where the products in double of
+  // few channels cost less than passes over many, and what is done once a call with K * C * C values is nothing beside
+  // what is done for each row.
+  static bool folds(const ConvShape& s, Dtype dtype) {
+    return dtype == Dtype::Float32 && s.c <= 16 && s.k >= 2 * s.c && s.n * s.t_out * s.p >= 64 * s.c;
+  }
+  void folded_backward(const FoldedBackward& args);
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);
   void update_running(const RunningStats& args);
 
  private:
+  // to[i, c] = the sum over rows of left[i] * x[c], and to[i, norm.c] that of left[i] alone, i < channels; in double.
+  static void row_products(const FoldedBackward& norm, const Rows& left, int64_t channels, double* to);
   const Tensor& like_;
 };
 

@@ -70,6 +70,8 @@ struct WgradPlan {
   int64_t chunks;
   int64_t summed_rows;  // rows that one accumulator sums before it goes into a wider sum
   void* partial;
+  bool in_double;  // products and sums of values stored as dtype, Float32 or Float64; partial is double, too
+  bool ones;       // the last of x's c channels is not stored: it is 1
 };
 
 // Sums the chunks in order: dweight = scale * sum, dscale = sum over (c, tap) of weight * sum. Tasks: panels.
@@ -175,6 +177,17 @@ struct MomentsPlan {
   double* moments;
 };
 
+// y = x mixing + shift for rows of c floats, in double.
+struct MixPlan {
+  int64_t n, t, p, c;
+  Rows x;
+  const double* mixing;  // [input channel][c, padded to a multiple of vector_pad]
+  const double* shift;   // padded alike
+  OutRows y;
+
+  int64_t padded() const { return (c + vector_pad - 1) / vector_pad * vector_pad; }
+};
+
 // to = the gradient as products read it.
 struct GradientPlan {
   Dtype dtype;
@@ -258,6 +271,7 @@ struct Kernels {
   void (*normalise)(const NormalisePlan&, int64_t, int64_t);
   void (*sums)(const SumsPlan&, int64_t, int64_t);
   void (*moments)(const MomentsPlan&, int64_t, int64_t);
+  void (*mix)(const MixPlan&, int64_t, int64_t);
   void (*gradient)(const GradientPlan&, int64_t, int64_t);
   void (*max_pool)(const PoolPlan&, int64_t, int64_t);
   void (*pool_sums)(const PoolSumsPlan&, int64_t, int64_t);

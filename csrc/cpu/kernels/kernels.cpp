@@ -83,7 +83,17 @@ int64_t conv_scratch(const ConvPlan& plan) {
     default: return scratch_of<ConvTask>(plan);
   }
 }
-int64_t wgrad_scratch(const WgradPlan& plan) { return scratch_of<WgradTask>(plan); }
+// Calls body with the storage type of a plan's values and the register tile that sums their products.
+template <typename Body>
+SFF_INLINE auto with_wgrad_types(const WgradPlan& plan, Body body) {
+  if (plan.in_double && plan.dtype == Dtype::Float32) return body(Of<float>{}, Of<Wide64>{});
+  return with_dtype_and_tile(plan.dtype, plan.k, body);
+}
+int64_t wgrad_scratch(const WgradPlan& plan) {
+  return with_wgrad_types(plan, [&](auto t, auto tile) {
+    return WgradTask<typename decltype(t)::type, typename decltype(tile)::type>::scratch(plan);
+  });
+}
 void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) {
   switch (plan.method) {
     case Method::Winograd: return run_tasks<WinogradTask>(plan, begin, end, scratch);
@@ -92,7 +102,9 @@ void conv(const ConvPlan& plan, int64_t begin, int64_t end, void* scratch) {
   }
 }
 void wgrad(const WgradPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  run_tasks<WgradTask>(plan, begin, end, scratch);
+  with_wgrad_types(plan, [&](auto t, auto tile) {
+    run_tasks<WgradTask<typename decltype(t)::type, typename decltype(tile)::type>>(plan, begin, end, scratch);
+  });
 }
 
 int64_t pack_scratch(const PackPlan& plan) { return gathered * plan.kt * plan.panel * int64_t(sizeof(double)); }
@@ -160,6 +172,7 @@ void moments(const MomentsPlan& plan, int64_t begin, int64_t end) {
     moments_of_rows<T, row_width<T>>(plan, begin, end);
   });
 }
+void mix(const MixPlan& plan, int64_t begin, int64_t end) { mix_rows<row_width<double>>(plan, begin, end); }
 void gradient(const GradientPlan& plan, int64_t begin, int64_t end) {
   with_dtype(plan.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -224,6 +237,7 @@ const Kernels& kernels() {
                                  normalise,
                                  sums,
                                  moments,
+                                 mix,
                                  gradient,
                                  max_pool,
                                  pool_sums,

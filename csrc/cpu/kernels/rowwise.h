@@ -135,6 +135,34 @@ void moments_of_rows(const MomentsPlan& plan, int64_t begin, int64_t end) {
   });
 }
 
+// Several rows at a time, whose sums do not wait for each other; the last ones may be mixed twice.
+template <int W>
+void mix_rows(const MixPlan& plan, int64_t begin, int64_t end) {
+  using V = Vec<double, W>;
+  constexpr int together = 4;
+  const int64_t ld = plan.padded();
+  for_row_blocks(plan, begin, end, [&](int64_t, int64_t n, int64_t t, int64_t p, int64_t rows) {
+    for (int64_t i = 0; i < rows; i += together) {
+      const float* from[together];
+      float* to[together];
+      for (int r = 0; r < together; ++r) {
+        const int64_t row = p + (i + r < rows ? i + r : rows - 1);
+        from[r] = row_at<float>(plan.x, n, t, row);
+        to[r] = row_at<float>(plan.y, n, t, row);
+      }
+      for_vectors<W>(plan.c, [&](int64_t c, int64_t count) {
+        V sum[together];
+        for (int r = 0; r < together; ++r) sum[r] = load<W>(plan.shift + c);
+        for (int64_t j = 0; j < plan.c; ++j) {
+          const V mixing = load<W>(plan.mixing + j * ld + c);
+          for (int r = 0; r < together; ++r) sum[r] += double(from[r][j]) * mixing;
+        }
+        for (int r = 0; r < together; ++r) store<W>(to[r] + c, __builtin_convertvector(sum[r], Vec<float, W>), count);
+      });
+    }
+  });
+}
+
 template <typename T, int W>
 void gradient_rows(const GradientPlan& plan, int64_t begin, int64_t end) {
   for_row_blocks(plan, begin, end, [&](int64_t, int64_t n, int64_t t, int64_t p, int64_t rows) {

@@ -66,10 +66,10 @@ SFF_INLINE void source_range(const TapTable& taps, int64_t frames, int64_t t0, i
   }
 }
 
-// Whether products can read the tensor itself.
-template <typename T>
+// Whether products, summed in A, can read the tensor itself.
+template <typename T, typename A = Acc<T>>
 SFF_INLINE bool is_direct(const Source& s) {
-  return sizeof(T) == sizeof(Acc<T>) && !s.y.data && !s.raw.data;
+  return __is_same(T, A) && !s.y.data && !s.raw.data;
 }
 
 // One row of a block: value(c, count) for `depth` channels into to[c]; up to ld, 0 follows.
@@ -87,18 +87,19 @@ SFF_INLINE void write_row(Value value, int64_t depth, A* to, int64_t ld) {
 }
 
 // Channels [c0, c0 + depth) of `rows` rows of a frame, into to[row * ld + c]; up to ld, 0 follows.
-template <typename T, int W>
+template <typename T, int W, typename A>
 SFF_INLINE void read_rows(const Source& s, int64_t n, int64_t t, int64_t p0, int64_t rows, int64_t c0, int64_t depth,
-                          Acc<T>* to, int64_t ld) {
+                          A* to, int64_t ld) {
+  const auto widened = [](const Vec<Acc<T>, W>& v) { return __builtin_convertvector(v, Vec<A, W>); };
   if (!s.y.data && !s.raw.data) {
     const T* from = row_at<T>(s.rows, n, t, p0) + c0;
     for (int64_t i = 0; i < rows; ++i, to += ld, from += s.rows.stride_p)
-      write_row<Acc<T>, W>([&](int64_t c, int64_t count) { return load<W>(from + c, count); }, depth, to, ld);
+      write_row<A, W>([&](int64_t c, int64_t count) { return widened(load<W>(from + c, count)); }, depth, to, ld);
     return;
   }
   for (int64_t i = 0; i < rows; ++i, to += ld) {
     const SourceRow<T, W> row(s, n, t, p0 + i);
-    write_row<Acc<T>, W>([&](int64_t c, int64_t count) { return row(c0 + c, count); }, depth, to, ld);
+    write_row<A, W>([&](int64_t c, int64_t count) { return widened(row(c0 + c, count)); }, depth, to, ld);
   }
 }
 

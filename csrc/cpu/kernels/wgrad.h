@@ -11,7 +11,7 @@ namespace slowfast_fast::cpu::SFF_ISA {
 
 template <typename T, typename Tl>
 struct WgradTask {
-  using A = Acc<T>;
+  using A = typename Tl::A;
   using V = typename Tl::V;
   static constexpr int W = Tl::W, panel = Tl::panel;
   static constexpr int max_frames = 64;
@@ -25,10 +25,12 @@ struct WgradTask {
 
   // A panel of the gradient is read whole, so the tensor itself serves only when the channels fill their panels.
   static bool gradient_direct(const WgradPlan& p) {
-    return !p.winograd && is_direct<T>(p.gradient) && p.k % panel == 0;
+    return !p.winograd && is_direct<T, A>(p.gradient) && p.k % panel == 0;
   }
   // Far rows would share a few sets of the cache: one column of them is read at a time.
-  static bool x_direct(const WgradPlan& p) { return !p.winograd && is_direct<T>(p.x) && p.x.rows.stride_p <= 128; }
+  static bool x_direct(const WgradPlan& p) {
+    return !p.winograd && !p.ones && is_direct<T, A>(p.x) && p.x.rows.stride_p <= 128;
+  }
 
   static int64_t source_frames(const WgradPlan& p) {
     if (p.winograd) return ceil_div(p.blocking.t_block, 2) * 4;
@@ -120,13 +122,17 @@ struct WgradTask {
 
   void read_x(int64_t c0, int64_t depth) {
     if (x_direct(plan)) return;
-    if (plan.winograd) {
-      for (int64_t r = 0; r < rows; ++r)
+    if constexpr (__is_same(A, Acc<T>)) {  // Winograd sums in no wider type
+      for (int64_t r = 0; plan.winograd && r < rows; ++r)
         transform_source<T, W>(plan.x, n, p0 + r, t0 + plan.lead, plan.t_in, ceil_div(t1 - t0, 2), c0, depth, b.c_block,
                                buffer, x + r * b.c_block, rows * b.c_block);
-    } else {
-      for (int64_t f = from; f < to; ++f)
-        read_rows<T, W>(plan.x, n, f, p0, rows, c0, depth, x + (f - from) * rows * b.c_block, b.c_block);
+      if (plan.winograd) return;
+    }
+    const bool one = plan.ones && c0 + depth == plan.c;
+    for (int64_t f = from; f < to; ++f) {
+      A* block = x + (f - from) * rows * b.c_block;
+      read_rows<T, W>(plan.x, n, f, p0, rows, c0, depth - one, block, b.c_block);
+      for (int64_t r = 0; one && r < rows; ++r) block[r * b.c_block + depth - 1] = 1;
     }
   }
 
