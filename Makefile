@@ -54,7 +54,7 @@ build: $(STAMP)-torch    ## compile what changed, beside the Python sources
 # The package with instrumented C++ lies in a folder of its own and goes first on the path. Python itself is not
 # instrumented, so the runtimes are preloaded; what Python never frees is no leak of ours. The reference has no C++.
 SANITIZED := build/sanitize
-SANITIZED_TESTS ?= $(addprefix tests/test_,temporal_conv.py lateral_concat.py batch_norm.py batch_norm_max_pool.py spatial_conv.py stem_conv.py wide.py max_pool.py bottleneck.py bottleneck_bn.py pack_pathways.py)
+SANITIZED_TESTS ?= $(addprefix tests/test_,temporal_conv.py lateral_concat.py batch_norm.py batch_norm_max_pool.py spatial_conv.py stem_conv.py wide.py max_pool.py bottleneck.py bottleneck_bn.py folded_backward.py calls.py pack_pathways.py)
 CXX_FILE = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(STAMP)-test  ## run the op tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	SLOWFAST_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
