@@ -155,7 +155,8 @@ def test_gradient_of_a_wide_temporal_weight_by_taps(shape: Shape) -> None:
 
 
 def test_wide_temporal_weight_is_as_exact() -> None:
-    assert_as_exact_as_pytorch(lambda: rows_of_a(random_call(WIDE, torch.float32)))
+    # The library's dgrad of b over images makes the gradient of a's beta 1.8 times as far off as over clips.
+    assert_as_exact_as_pytorch(lambda: rows_of_a(random_call(WIDE, torch.float32)), fewest_draws=4, trials=3)
 
 
 @pytest.mark.parametrize(
