@@ -144,53 +144,18 @@ class Block {
   // The backward of a pointwise layer from the gradient of norm(conv(x)); dgamma is nullptr where it is not wanted.
   void backward_to_input(const NormedLayer& layer, const Tensor& grad, const Tensor& x, const Tensor& weight,
                          void* dgamma, const OptionalTensor& dx, const OptionalTensor& dweight) {
-    const ConvShape& s = layer.shape;
-    if (!Device::folds(s, dtype_)) {
-      const Tensor raw = convolve_again(layer, x, weight);
-      ConvBackward args = backward(layer, grad, raw, false);
-      args.dscale = dgamma;
-      return run_backward(args, x, weight, raw, dx, dweight);
+    if constexpr (Device::has_folded_backward) {
+      if (Device::folds(layer.shape, dtype_)) return backward_folded(layer, grad, x, dgamma, dx, dweight);
     }
-    FoldedBackward folded{s.n,
-                          s.t_out,
-                          s.p,
-                          s.c,
-                          s.k,
-                          dtype_,
-                          rows(grad, "grad"),
-                          rows(x, "x"),
-                          layer.weight,
-                          layer.gamma,
-                          layer.invstd,
-                          dgamma,
-                          dweight ? dweight->data_ptr() : nullptr,
-                          {},
-                          nullptr};
-    if (!dx) return device_.folded_backward(folded);
-    const Tensor scale = empty_vector(x_, s.k);
-    folded.dx = out_rows(*dx);
-    folded.scale = scale.data_ptr();
-    device_.folded_backward(folded);
-    ConvBackward args{};
-    args.shape = s;
-    args.dtype = dtype_;
-    args.tf32 = tf32_;
-    args.grad = rows(grad, "grad");
-    args.weight = layer.weight;
-    args.scale = scale.data_ptr();
-    args.dx = out_rows(*dx);
-    args.dx_residual = rows(*dx, "dx");
-    device_.backward(args);
+    const Tensor raw = convolve_again(layer, x, weight);
+    ConvBackward args = backward(layer, grad, raw, false);
+    args.dscale = dgamma;
+    run_backward(args, x, weight, raw, dx, dweight);
   }
 
   // The backward of a layer but for what is wanted of it, which is for the caller to add.
   ConvBackward backward(const NormedLayer& layer, const Tensor& grad, const Tensor& raw, bool relu) const {
-    ConvBackward args{};
-    args.shape = layer.shape;
-    args.dtype = dtype_;
-    args.tf32 = tf32_;
-    args.grad = rows(grad, "grad");
-    args.weight = layer.weight;
+    ConvBackward args = products(layer, grad);
     args.relu = relu;
     args.bn = {rows(raw, "raw"), layer.mean, layer.invstd, layer.gamma, layer.beta, {}};
     return args;
@@ -253,6 +218,47 @@ class Block {
  private:
   ConvForward forward(const NormedLayer& layer, const Tensor& x, const Tensor& y) const {
     return {layer.shape, dtype_, tf32_, rows(x, "x"), layer.weight, nullptr, nullptr, {}, false, out_rows(y)};
+  }
+
+  // The backward of a layer's convolution alone.
+  ConvBackward products(const NormedLayer& layer, const Tensor& grad) const {
+    ConvBackward args{};
+    args.shape = layer.shape;
+    args.dtype = dtype_;
+    args.tf32 = tf32_;
+    args.grad = rows(grad, "grad");
+    args.weight = layer.weight;
+    return args;
+  }
+
+  void backward_folded(const NormedLayer& layer, const Tensor& grad, const Tensor& x, void* dgamma,
+                       const OptionalTensor& dx, const OptionalTensor& dweight) {
+    const ConvShape& s = layer.shape;
+    FoldedBackward folded{s.n,
+                          s.t_out,
+                          s.p,
+                          s.c,
+                          s.k,
+                          dtype_,
+                          rows(grad, "grad"),
+                          rows(x, "x"),
+                          layer.weight,
+                          layer.gamma,
+                          layer.invstd,
+                          dgamma,
+                          dweight ? dweight->data_ptr() : nullptr,
+                          {},
+                          nullptr};
+    if (!dx) return device_.folded_backward(folded);
+    const Tensor scale = empty_vector(x_, s.k);
+    folded.dx = out_rows(*dx);
+    folded.scale = scale.data_ptr();
+    device_.folded_backward(folded);
+    ConvBackward args = products(layer, grad);
+    args.scale = scale.data_ptr();
+    args.dx = folded.dx;
+    args.dx_residual = rows(*dx, "dx");
+    device_.backward(args);
   }
 
   bool by_library(const ConvShape& s, const Tensor& x) const {

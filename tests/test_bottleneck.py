@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from block_testing import Shape as BlockShape
 from conftest import device_of
 from op_arguments import Draw, Integers, Normal, accumulation, small_integers
 from op_testing import (
@@ -33,27 +34,13 @@ from slowfast_fast import ops, reference
 pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
 
-@dataclass(frozen=True)
-class Shape:
-    n: int = 2
-    c: int = 6
-    j: int = 5
-    k: int = 6
-    t: int = 3
-    h: int = 4
-    w: int = 5
-    kt: int = 3
-    stride: int = 1
-    dilation: int = 1
-    shortcut: bool = True
+class Shape(BlockShape):
+    """Of a block that keeps T."""
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"padding_a": self.kt // 2, "stride": self.stride, "dilation": self.dilation}
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        return (self.n, self.k, self.t, (self.h - 1) // self.stride + 1, (self.w - 1) // self.stride + 1)
+        every = super().options
+        return {name: every[name] for name in ("padding_a", "stride", "dilation")}
 
 
 ODD = {f"{role}{size}": replace(Shape(), **{role: size}) for role in "ncjkthw" for size in (1, 7, 33)}

@@ -1,11 +1,11 @@
 // BatchNorm's backward folded into the products of a pointwise convolution. Everything is in double, in which products
 // of floats are exact: dgamma is a small difference of large terms where channels share a signal that the weights
 // cancel, and so is what is left of x beside its mean.
-#include <cmath>
+#include <algorithm>
 #include <vector>
 
+#include "batch_norm.h"
 #include "device.h"
-#include "support.h"
 
 namespace slowfast_fast {
 namespace {
@@ -40,48 +40,50 @@ double dot(const float* a, const double* b, int64_t c) {
   return sum;
 }
 
-float at(const void* vector, int64_t k, float absent) { return vector ? static_cast<const float*>(vector)[k] : absent; }
-
 }  // namespace
 
 void Cpu::folded_backward(const FoldedBackward& args) {
-  const int64_t c = args.c, k = args.k;
-  const double rows = static_cast<double>(args.n * args.t * args.p);
+  const int64_t c = args.c, k = args.k, rows = args.n * args.t * args.p;
   Matrix of_x(index(c * (c + 1))), of_grad(index(k * (c + 1)));
   row_products(args, args.x, c, of_x.data());
   row_products(args, args.grad, k, of_grad.data());
-  const Spread x(of_x, c, rows);
-  Matrix slope(index(k)), spread(index(c));
+  const Spread x(of_x, c, static_cast<double>(rows));
+  const auto weight = [&](int64_t i) { return static_cast<const float*>(args.weight) + i * c; };
+  // Of each channel's gradient, and of its product with weight (x - mean(x)), which is what the convolution would have
+  // left beside its mean.
+  Matrix sums(index(2 * k));
   for (int64_t i = 0; i < k; ++i) {
-    const float* weight = static_cast<const float*>(args.weight) + i * c;
     double* product = of_grad.data() + i * (c + 1);
+    sums[index(i)] = product[c];
     for (int64_t j = 0; j < c; ++j) product[j] -= product[c] * x.mean[index(j)];
-    const double invstd = static_cast<const float*>(args.invstd)[i],
-                 scale = invstd * static_cast<double>(at(args.gamma, i, 1));
-    const double dgamma = invstd * dot(weight, product, c);
-    slope[index(i)] = -scale * invstd * dgamma / rows;
-    if (args.dgamma) static_cast<float*>(args.dgamma)[i] = static_cast<float>(dgamma);
-    if (args.dx.data) static_cast<float*>(args.scale)[i] = static_cast<float>(scale);
-    if (!args.dweight) continue;
-    multiply(weight, x.scatter, c, spread.data());
-    for (int64_t j = 0; j < c; ++j)
-      static_cast<float*>(args.dweight)[i * c + j] =
-          static_cast<float>(scale * product[j] + slope[index(i)] * spread[index(j)]);
+    sums[index(k + i)] = dot(weight(i), product, c);
+  }
+  const PaddedVector scales = normalising_factor(args.dtype, k, args.gamma, args.invstd),
+                     slopes(args.dtype, k, nullptr, 0), offsets(args.dtype, k, nullptr, 0);
+  finish_sums(args.dtype, sums, rows, args.invstd, scales, slopes, offsets, args.dgamma, nullptr);
+  const float *scale = scales.get<float>(), *slope = slopes.get<float>(), *offset = offsets.get<float>();
+  if (args.dweight) {
+    Matrix spread(index(c));
+    for (int64_t i = 0; i < k; ++i) {
+      multiply(weight(i), x.scatter, c, spread.data());
+      for (int64_t j = 0; j < c; ++j)
+        static_cast<float*>(args.dweight)[i * c + j] =
+            static_cast<float>(static_cast<double>(scale[i]) * of_grad[index(i * (c + 1) + j)] +
+                               static_cast<double>(slope[i]) * spread[index(j)]);
+    }
   }
   if (!args.dx.data) return;
+  std::copy_n(scale, k, static_cast<float*>(args.scale));
   MixPlan plan{args.n, args.t, args.p, c, args.x, nullptr, nullptr, args.dx};
   const int64_t padded = plan.padded();
   Matrix mixing(index(c * padded)), shift(index(padded));
-  for (int64_t o = 0; o < k; ++o) {
-    const float* weight = static_cast<const float*>(args.weight) + o * c;
-    const double sum = of_grad[index(o * (c + 1) + c)],
-                 factor = static_cast<double>(static_cast<const float*>(args.scale)[o]) * sum / rows;
+  for (int64_t o = 0; o < k; ++o)
     for (int64_t i = 0; i < c; ++i) {
-      const double w = static_cast<double>(weight[i]), scaled = w * slope[index(o)];
-      shift[index(i)] -= w * factor;
-      for (int64_t j = 0; j < c; ++j) mixing[index(i * padded + j)] += scaled * static_cast<double>(weight[j]);
+      const double w = static_cast<double>(weight(o)[i]);
+      shift[index(i)] += w * static_cast<double>(offset[o]);
+      for (int64_t j = 0; j < c; ++j)
+        mixing[index(i * padded + j)] += w * static_cast<double>(slope[o]) * static_cast<double>(weight(o)[j]);
     }
-  }
   for (int64_t i = 0; i < c; ++i)
     for (int64_t j = 0; j < c; ++j) shift[index(j)] -= x.mean[index(i)] * mixing[index(i * padded + j)];
   plan.mixing = mixing.data();

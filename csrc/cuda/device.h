@@ -37,10 +37,8 @@ class CudaPrimitives {
   // cuDNN's gradient of a spatial weight reads channels_last images as they are; unfolded rows are nine times as many.
   static bool unfolds(const ConvShape&, Dtype) { return false; }
   static bool multiplies_taps(const ConvShape&, Dtype) { return false; }
-  // Nor has folded_backward(), which double would make slow and 16 bits inexact, as its parts would be added up in
-  // them.
-  static bool folds(const ConvShape&, Dtype) { return false; }
-  void folded_backward(const FoldedBackward&) {}
+  // Double would make it slow, and 16 bits inexact, as its parts would be added up in them; not measured either.
+  static constexpr bool has_folded_backward = false;
   void bottleneck(const Bottleneck& args);
   void copy(const CopyRows& args);
   void fold(const FoldBatchNorm& args);
