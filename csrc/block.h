@@ -94,6 +94,11 @@ struct NormedLayer {
   }
 };
 
+// What the gradient past the last ReLU is formed from, and where its sums over rows go.
+struct PastRelu {
+  const Tensor &grad, &out, &sums;
+};
+
 template <class Device>
 class Block {
  public:
@@ -110,6 +115,23 @@ class Block {
       return statistics(layer, y, eps);
     }
     device_.forward_stats(forward(layer, x, y), {layer.mean, layer.invstd, layer.unbiased_var, eps});
+  }
+
+  // y = act(norm(conv(x)) + residual) of a pointwise layer. conv(x) itself is stored nowhere, or in the memory of y until
+  // it is normalised.
+  void convolve_normalised(const NormedLayer& layer, const Tensor& x, const Tensor& weight, const Rows& residual,
+                           bool relu, const Tensor& y, double eps) {
+    if constexpr (Device::has_recomputing) {
+      if (Device::recomputes(layer.shape)) {
+        ConvForward conv = forward(layer, x, y);
+        conv.residual = residual;
+        conv.relu = relu;
+        return device_.forward_normalised(
+            {conv, {layer.mean, layer.invstd, layer.unbiased_var, eps}, layer.gamma, layer.beta});
+      }
+    }
+    convolve(layer, x, weight, y, eps);
+    normalise(layer, y, residual, relu, y);
   }
 
   // The raw output of a pointwise layer once more, in memory of its own.
@@ -141,14 +163,20 @@ class Block {
     return y;
   }
 
-  // The backward of a pointwise layer from the gradient of norm(conv(x)); dgamma is nullptr where it is not wanted.
-  void backward_to_input(const NormedLayer& layer, const Tensor& grad, const Tensor& x, const Tensor& weight,
-                         void* dgamma, const OptionalTensor& dx, const OptionalTensor& dweight) {
+  // The backward of a pointwise layer from g, the gradient of norm(conv(x)), whose memory holds something else afterwards
+  // where `last` says that it may; dgamma is nullptr where it is not wanted. With `past`, g is yet to be formed from it.
+  void backward_to_input(const NormedLayer& layer, const Tensor& g, const Tensor& x, const Tensor& weight, void* dgamma,
+                         const OptionalTensor& dx, const OptionalTensor& dweight, const PastRelu* past, bool last) {
+    if constexpr (Device::has_recomputing) {
+      if (Device::recomputes(layer.shape))
+        return backward_recomputed(layer, g, x, weight, dgamma, dx, dweight, past, last);
+    }
+    if (past) past_relu(*past, g);
     if constexpr (Device::has_folded_backward) {
-      if (Device::folds(layer.shape, dtype_)) return backward_folded(layer, grad, x, dgamma, dx, dweight);
+      if (Device::folds(layer.shape, dtype_)) return backward_folded(layer, g, x, dgamma, dx, dweight);
     }
     const Tensor raw = convolve_again(layer, x, weight);
-    ConvBackward args = backward(layer, grad, raw, false);
+    ConvBackward args = backward(layer, g, raw, false);
     args.dscale = dgamma;
     run_backward(args, x, weight, raw, dx, dweight);
   }
@@ -181,16 +209,12 @@ class Block {
     if (by_taps) wgrad_by_taps(device_, draw, x, args.shape, *dweight);
   }
 
-  // g = grad where out > 0, else 0, and its sums over rows.
-  void past_relu(const Tensor& grad, const Tensor& out, const Tensor& g, const Tensor& sums) {
+  // g = past.grad where past.out > 0, else 0, and its sums over rows.
+  void past_relu(const PastRelu& past, const Tensor& g) {
     ConvBackward args{};
     args.shape = s_.c;
     args.dtype = dtype_;
-    args.grad = rows(grad, "grad");
-    args.relu = true;
-    args.y = rows(out, "out");
-    args.dresidual = out_rows(g);
-    args.dshift = sums.data_ptr();
+    form(args, past, g);
     device_.backward(args);
   }
 
@@ -218,6 +242,27 @@ class Block {
  private:
   ConvForward forward(const NormedLayer& layer, const Tensor& x, const Tensor& y) const {
     return {layer.shape, dtype_, tf32_, rows(x, "x"), layer.weight, nullptr, nullptr, {}, false, out_rows(y)};
+  }
+
+  static void form(ConvBackward& args, const PastRelu& past, const Tensor& g) {
+    args.grad = rows(past.grad, "grad");
+    args.relu = true;
+    args.y = rows(past.out, "out");
+    args.dresidual = out_rows(g);
+    args.dshift = past.sums.data_ptr();
+  }
+
+  void backward_recomputed(const NormedLayer& layer, const Tensor& g, const Tensor& x, const Tensor& weight,
+                           void* dgamma, const OptionalTensor& dx, const OptionalTensor& dweight, const PastRelu* past,
+                           bool last) {
+    ConvBackward args = products(layer, g);
+    if (past) form(args, *past, g);
+    args.x = rows(x, "x");
+    args.bn = {{}, layer.mean, layer.invstd, layer.gamma, nullptr, {}};
+    args.dscale = dgamma;
+    const bool forms = dx || dweight;
+    const Tensor draw = forms && !last ? empty_channels_last(x_, s_.sizes_out(layer.shape.k)) : g;
+    run_backward(args, x, weight, draw, dx, dweight);
   }
 
   // The backward of a layer's convolution alone.

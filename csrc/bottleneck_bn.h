@@ -34,18 +34,15 @@ BlockOutputs bottleneck_bn(const Tensor& x, const Tensor& weight_a, const Option
   block.convolve(a, x, weight_a, raw_a, eps_a);
   const Tensor raw_b = convolve_spatial<Device>(block.activated(a, raw_a), weight_b, s.geometry.b);
   block.statistics(b, raw_b, eps_b);
-  // The result's memory holds c's raw output until that is normalised.
-  const Tensor out = empty_channels_last(x, s.sizes_out(s.c.k));
-  block.convolve(c, block.activated(b, raw_b), weight_c, out, eps_c);
   Tensor residual = x, shortcut_stats = nothing(x);
   if (shortcut_weight) {
     shortcut_stats = empty_statistics(x, s.c.k);
     const NormedLayer shortcut(s.shortcut, x, *shortcut_weight, shortcut_gamma, shortcut_beta, shortcut_stats);
     residual = empty_channels_last(x, s.sizes_out(s.c.k));
-    block.convolve(shortcut, block.seen_by_shortcut(), *shortcut_weight, residual, shortcut_eps);
-    block.normalise(shortcut, residual, {}, false, residual);
+    block.convolve_normalised(shortcut, block.seen_by_shortcut(), *shortcut_weight, {}, false, residual, shortcut_eps);
   }
-  block.normalise(c, out, rows(residual, "residual"), true, out);
+  const Tensor out = empty_channels_last(x, s.sizes_out(s.c.k));
+  block.convolve_normalised(c, block.activated(b, raw_b), weight_c, rows(residual, "residual"), true, out, eps_c);
   return {out, raw_a, raw_b, stats_a, stats_b, stats_c, shortcut_stats};
 }
 
@@ -113,16 +110,20 @@ BlockGradients bottleneck_bn_backward(
   // The gradient past the last ReLU: that of both branches. Its sums are the gradients of both betas.
   Tensor g = empty_channels_last(x, s.sizes_out(s.c.k));
   const Tensor sums = empty_vector(x, s.c.k);
-  block.past_relu(grad, out, g, sums);
-  if (need[kBetaC]) d[kBetaC] = sums;
-  if (need[kShortcutBeta]) d[kShortcutBeta] = need[kBetaC] ? torch::stable::clone(sums) : sums;
-
+  const PastRelu past{grad, out, sums};
+  const bool into_shortcut = shortcut_weight && (need[kX] || need.any(kShortcutWeight, kShortcutBeta));
   Tensor g_b = nothing(x);  // the gradient of what c read; then of what b wrote, in the same memory
   if (into_c) {
     if (into_b) g_b = empty_channels_last(x, s.sizes_out(s.a.k));
+    const bool last = !into_shortcut && !need[kX];
     block.backward_to_input(c, g, block.activated(b, raw_b), weight_c, vector_for(kGammaC, s.c.k),
-                            into_b ? OptionalTensor(g_b) : std::nullopt, weight_for(kWeightC, weight_c));
+                            into_b ? OptionalTensor(g_b) : std::nullopt, weight_for(kWeightC, weight_c), &past, last);
+  } else {
+    block.past_relu(past, g);
   }
+  if (need[kBetaC]) d[kBetaC] = sums;
+  if (need[kShortcutBeta]) d[kShortcutBeta] = need[kBetaC] ? torch::stable::clone(sums) : sums;
+
   Tensor g_a = nothing(x);  // the gradient of what b read
   if (into_b) {
     ConvBackward args = block.backward(b, g_b, raw_b, true);
@@ -141,12 +142,12 @@ BlockGradients bottleneck_bn_backward(
     }
     g_b = nothing(x);
   }
-  if (shortcut_weight && (need[kX] || need.any(kShortcutWeight, kShortcutBeta))) {
+  if (into_shortcut) {
     const NormedLayer shortcut(s.shortcut, x, *shortcut_weight, shortcut_gamma, std::nullopt, shortcut_stats);
     OptionalTensor dx;
     if (need[kX]) dx = empty_channels_last(x, s.sizes_out(s.a.c));
     block.backward_to_input(shortcut, g, block.seen_by_shortcut(), *shortcut_weight, vector_for(kShortcutGamma, s.c.k),
-                            dx, weight_for(kShortcutWeight, *shortcut_weight));
+                            dx, weight_for(kShortcutWeight, *shortcut_weight), nullptr, true);
     if (need[kX]) g = block.spread(*dx);
   }
   if (into_a) {

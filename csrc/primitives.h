@@ -34,6 +34,14 @@ struct ConvShape {
   int64_t weight_stride_tap() const { return taps_first ? c : 1; }
 };
 
+// Where the statistics of a convolution's output go: per channel, over all N * t_out * p rows.
+struct BatchStats {
+  void* mean;
+  void* invstd;        // 1 / sqrt(biased variance + eps)
+  void* unbiased_var;  // what a running variance takes
+  double eps;
+};
+
 // y = act(scale * conv(x) + shift + residual); scale, shift and residual may be absent.
 struct ConvForward {
   ConvShape shape;
@@ -48,6 +56,15 @@ struct ConvForward {
   OutRows y;
   const void* packed =
       nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
+  const void* residual_scale = nullptr;  // (K), the residual's factor, on a device that recomputes()
+};
+
+// y = act(norm(conv(x)) + residual) with BatchNorm's statistics of the batch, where conv has neither scale nor shift.
+// conv(x) is computed twice, for its statistics and for y, and stored nowhere.
+struct NormalisedForward {
+  ConvForward conv;
+  BatchStats stats;
+  const void *gamma, *beta;  // (K), or absent
 };
 
 // y[n, k, t, h, w] = sum over c and (i, j, l) of weight[k, c, i, j, l] * x[n, c, t * stride[0] + i - padding[0],
@@ -141,14 +158,6 @@ struct PackPathways {
   void *slow, *fast;
 };
 
-// Where the statistics of a convolution's output go: per channel, over all N * t_out * p rows.
-struct BatchStats {
-  void* mean;
-  void* invstd;        // 1 / sqrt(biased variance + eps)
-  void* unbiased_var;  // what a running variance takes
-  double eps;
-};
-
 // The statistics of rows that a library's convolution left.
 struct RowStatistics {
   int64_t n, k, t, p;
@@ -187,7 +196,9 @@ struct NormalisePoolBackward {
 // Places of a window that the backward numbers in one byte, beside the one that says that no gradient passes.
 constexpr int64_t most_window = 255;
 
-// The backward of ConvForward (bn.raw absent) or of convolution, batch statistics and Normalise (bn.raw present).
+// The backward of ConvForward (bn.mean absent) or of convolution, batch statistics and Normalise (bn.mean present). Where
+// bn.raw is absent from the latter, as it may be on a device that recomputes(), it is that of NormalisedForward: conv(x)
+// is computed from x in each pass that needs it, y is the mask and bn.residual is absent.
 // Results whose pointer is nullptr are not wanted.
 struct ConvBackward {
   ConvShape shape;
@@ -198,7 +209,7 @@ struct ConvBackward {
   const void* weight;
   bool relu;
   const void* scale;  // affine form: (K) or absent
-  Rows y;             // affine form with relu: the op's output, whose sign is the mask
+  Rows y;             // with relu, without bn.raw: the op's output, whose sign is the mask
   struct {
     Rows raw;
     const void *mean, *invstd, *gamma, *beta;

@@ -3,13 +3,13 @@ in dgrad's epilogue, the gradient of a convolution's output in memory that is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from block_testing import BlockCall, Shape, random_call
+from block_testing import Shape, random_call
+from cuda_host.block import HostCall, on_host
 from cuda_host.build import SCHEDULES, Harness
 from cuda_host.cases import (
     Case,
@@ -22,11 +22,9 @@ from cuda_host.cases import (
     stock,
 )
 from cuda_host.schedules import assert_same_under_all
-from op_arguments import accumulation, small_integers
+from op_arguments import small_integers
 from op_testing import Judgement, assert_as_exact_as_pytorch, dtypes
 from torch import Tensor
-
-from slowfast_fast.ops import NormedConv
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NARROW, TILED, GENERAL = "narrow_kernel", "tile_product_kernel", "dgrad_kernel"
@@ -193,52 +191,6 @@ def test_results_do_not_depend_on_the_schedule(host: Harness, case: Case) -> Non
         return list(layer_backward(host, inputs, case, "raw").values())
 
     assert_same_under_all(run)
-
-
-class HostBlock(torch.autograd.Function):
-    """bottleneck_bn of the harness, as ops/bottleneck_bn.py calls it."""
-
-    @staticmethod
-    def forward(ctx: Any, host: Harness, options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        *geometry, tf32 = options
-        results = host.bottleneck_bn(*tensors, *geometry, *(1e-5,) * 4, tf32)
-        ctx.host, ctx.options = host, options
-        ctx.mark_non_differentiable(*results[1:])
-        ctx.save_for_backward(*(t for i, t in enumerate(tensors) if i not in (9, 12)), *results)
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        *geometry, tf32 = ctx.options
-        wanted = ctx.needs_input_grad[2:]
-        needs = sum(1 << i for i, need in enumerate(wanted) if need)
-        results = ctx.host.bottleneck_bn_backward(rows(grad), *ctx.saved_tensors, *geometry, needs, tf32)
-        return None, None, *(r if need else None for r, need in zip(results, wanted, strict=True))
-
-
-def on_host(host: Harness, tf32: bool) -> Callable[..., Tensor]:
-    def function(x: Tensor, *layers: NormedConv, **options: int) -> Tensor:
-        four = [*layers, *(None,) * (4 - len(layers))]
-        wide = accumulation(x.dtype)
-        tensors = [rows(x)]
-        for layer in four:
-            tensors += [None] * 3 if layer is None else [layer.weight, layer.gamma.to(wide), layer.beta.to(wide)]
-        order = ("stride_a", "padding_a", "dilation_a", "stride", "dilation")
-        results = HostBlock.apply(host, (*(options[name] for name in order), tf32), *tensors)
-        for layer, statistics in zip(layers, results[3:], strict=False):
-            moved = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-            host.update_running_stats(*moved, statistics[0], statistics[2], 0.1)
-        return results[0]
-
-    return function
-
-
-class HostCall(BlockCall):
-    host: Harness
-    tf32 = False
-
-    def run(self, function: Callable[..., Tensor] | None = None) -> dict[str, Tensor]:
-        return BlockCall.run(self, function or on_host(self.host, self.tf32))
 
 
 # Odd channels, which the general kernels take; the fast pathway's; tiles; and the geometry of a first block.

@@ -55,6 +55,7 @@ class Cpu {
   static bool unfolds(const ConvShape& s, Dtype dtype) {
     return s.k >= 256 && s.n * s.t_out * s.p <= 4 * s.k && (dtype == Dtype::Float32 || dtype == Dtype::Float64);
   }
+  static constexpr bool has_recomputing = false;  // PyTorch's products of wide layers have no epilogue of ours
   static constexpr bool has_folded_backward = true;
   // Whether folded_backward() is faster than the layer's raw output, computed again: where the products in double of
   // few channels cost less than passes over many, and what is done once a call with K * C * C values is nothing beside

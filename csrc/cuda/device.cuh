@@ -15,14 +15,21 @@ void CudaPrimitives<Backing>::in_type(Dtype dtype, const F& f) {
 
 template <class Backing>
 void CudaPrimitives<Backing>::forward(const ConvForward& args) {
-  in_type(args.dtype,
-          [&](auto& queue, auto type) { cuda::forward_as<typename decltype(type)::type>(queue, args, nullptr); });
+  auto queue = backing_.queue();
+  cuda::forward(queue, args, nullptr);
 }
 
 template <class Backing>
 void CudaPrimitives<Backing>::forward_stats(const ConvForward& args, const BatchStats& stats) {
-  in_type(args.dtype,
-          [&](auto& queue, auto type) { cuda::forward_as<typename decltype(type)::type>(queue, args, &stats); });
+  auto queue = backing_.queue();
+  cuda::forward(queue, args, &stats);
+}
+
+template <class Backing>
+void CudaPrimitives<Backing>::forward_normalised(const NormalisedForward& args) {
+  in_type(args.conv.dtype, [&](auto& queue, auto type) {
+    cuda::forward_normalised<cuda::Accumulator<typename decltype(type)::type>>(queue, args);
+  });
 }
 
 template <class Backing>

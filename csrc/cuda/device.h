@@ -28,6 +28,13 @@ class CudaPrimitives {
   void normalise_pool(const NormalisePool& args);
   void normalise_pool_backward(const NormalisePoolBackward& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
+  // What a product reads is narrower than what it makes: to multiply twice costs less than to store the output and read
+  // it again.
+  static constexpr bool has_recomputing = true;
+  static bool recomputes(const ConvShape& s) {
+    return s.kt == 1 && s.stride == 1 && s.padding == 0 && 2 * s.c <= s.k;
+  }
+  void forward_normalised(const NormalisedForward& args);
   void normalise(const Normalise& args);
   void backward(const ConvBackward& args);
   // Neither has been measured against PyTorch's products, so all of a block's but its spatial convolution are ours.

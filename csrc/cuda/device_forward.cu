@@ -5,6 +5,11 @@
 
 namespace slowfast_fast {
 
+namespace cuda {
+template void forward(Queue&, const ConvForward&, const BatchStats*);
+template void sum_gradient(Queue&, const ConvBackward&, void*, void*);
+}  // namespace cuda
+
 cuda::Queue CurrentStream::queue() const { return cuda::Queue(device_); }
 
 template class CudaPrimitives<CurrentStream>;

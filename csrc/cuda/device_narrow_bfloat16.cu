@@ -2,7 +2,8 @@
 
 namespace slowfast_fast::cuda::narrow {
 
-template int64_t launch<torch::headeronly::BFloat16>(Queue&, const Conv&, Moments<float>*);
+template int64_t launch<torch::headeronly::BFloat16, Moments<float>>(Queue&, const Conv&, Moments<float>*);
+template int64_t launch<torch::headeronly::BFloat16, GradientSum<float>>(Queue&, const Conv&, GradientSum<float>*);
 template PartialWgrad launch_wgrad<torch::headeronly::BFloat16>(Queue&, const ConvBackward&, const float*, const float*,
                                                                 const OutRows&);
 

@@ -1,6 +1,6 @@
-// The convolution with its epilogue, and with the statistics of its output.
+// The convolution with its epilogue, with the statistics of its output, and with the sums of a gradient beside it.
 #pragma once
-#include "moments.cuh"
+#include "masked_gradient.cuh"
 #include "operands.cuh"
 #include "product.cuh"
 
@@ -48,7 +48,7 @@ __device__ Moments<Acc> column_moments(ForwardShared<Acc>& shared, const Acc (&v
 }
 
 // One block per chunk of output rows and (grid-stride) tile of output channels. With `partial`, (chunks, K), it also
-// leaves the moments of what it stored, after the rounding to T.
+// leaves the moments of what it stored, after the rounding to T; without a y, of what it would have stored, before it.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(ConvForward args, Chunks chunks, Moments<Accumulator<T>>* partial) {
@@ -72,7 +72,9 @@ __global__ void __launch_bounds__(kThreads)
           const int64_t k = k0 + tile_column(j);
           if (k >= s.k) continue;
           Acc y = fma(value[i][j], channel_or(args.scale, k, Acc(1)), channel_or(args.shift, k, Acc(0)));
-          if (args.residual.data) y += Acc(row_at<T>(args.residual, at)[k]);
+          if (args.residual.data)
+            y = fma(Acc(row_at<T>(args.residual, at)[k]), channel_or(args.residual_scale, k, Acc(1)), y);
+          if (!args.y.data) continue;
           const T stored = T(args.relu ? relu(y) : y);
           row_at<T>(args.y, at)[k] = stored;
           value[i][j] = Acc(stored);
@@ -81,6 +83,45 @@ __global__ void __launch_bounds__(kThreads)
       if (partial) moments.merge(column_moments(shared, value, end - row0 < kTile ? end - row0 : kTile));
     }
     if (partial && threadIdx.x < kTile && k0 + threadIdx.x < s.k) partial[chunk * s.k + k0 + threadIdx.x] = moments;
+  }
+}
+
+// args: the convolution alone, whose output is not stored. Blocks as above; each leaves its chunk's sums, (chunks, K).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_gradient_kernel(ConvForward args, MaskedGradient gradient, Chunks chunks,
+                        GradientSum<Accumulator<T>>* partial) {
+  using Acc = Accumulator<T>;
+  const ConvShape& s = args.shape;
+  auto& shared = shared_memory<ForwardShared<Acc>>();
+  const Window<T> x{s, args.x};
+  const ForwardWeight<T> weight{s, static_cast<const T*>(args.weight)};
+  const int64_t chunk = blockIdx.x, end = chunks.end(chunk);
+
+  for (int64_t k0 = int64_t(blockIdx.y) * kTile; k0 < s.k; k0 += int64_t(gridDim.y) * kTile) {
+    RunningGradientSums<1, Acc> running[kPerThread];
+    for (int64_t row0 = chunks.begin(chunk); row0 < end; row0 += kTile) {
+      Acc value[kPerThread][kPerThread];
+      multiply_tile(shared.tiles, x, weight, {row0, end}, {k0, s.k}, {0, s.kt * s.c}, value);
+      for (int i = 0; i < kPerThread; ++i) {
+        const int64_t row = row0 + tile_row(i);
+        if (row >= end) continue;
+        for (int j = 0; j < kPerThread; ++j) {
+          const int64_t k = k0 + tile_column(j);
+          if (k >= s.k) continue;
+          running[j].template add<T>(gradient, position_of(row, s.t_out, s.p), k, {value[i][j]},
+                                     static_cast<const Acc*>(gradient.mean) + k,
+                                     static_cast<const Acc*>(gradient.invstd) + k);
+        }
+      }
+    }
+    const auto of_column = [&](auto member) {
+      const Acc sum = sum_columns(shared, [&](int i, int j) { return i == 0 ? running[j].of(0).*member : Acc(0); });
+      __syncthreads();
+      return sum;
+    };
+    const GradientSum<Acc> sums{of_column(&GradientSum<Acc>::sum), of_column(&GradientSum<Acc>::sum_xhat)};
+    if (threadIdx.x < kTile && k0 + threadIdx.x < s.k) partial[chunk * s.k + k0 + threadIdx.x] = sums;
   }
 }
 

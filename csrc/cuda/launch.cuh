@@ -6,45 +6,29 @@
 // Nothing here asks the device for anything, so every primitive can be captured in a CUDA graph.
 #pragma once
 #include "backward.cuh"
-#include "forward.cuh"
+#include "forward_launch.cuh"
 #include "narrow_wgrad_launch.cuh"
 #include "pathways.cuh"
 #include "pool.cuh"
+#include "recompute.cuh"
 #include "rowwise.cuh"
-#include "tile_launch.cuh"
 
 namespace slowfast_fast::cuda {
 
 constexpr int64_t kWgradRows =
     8 * kDepth;  // rows of a chunk at least, so that its work outweighs writing its partial result
 
-// Of a grid along y or z; kernels go on to the tiles beyond its end.
-template <class Queue>
-unsigned tiles(const Queue& queue, int64_t size) {
-  return unsigned(std::min(ceil_div(size, kTile), queue.most_grid_yz()));
-}
 inline unsigned channel_groups(int64_t channels) { return unsigned(ceil_div(channels, kLanes)); }
-
-template <class T, class Queue>
-void forward_as(Queue& queue, const ConvForward& args, const BatchStats* stats) {
-  using Acc = Accumulator<T>;
-  const ConvShape& s = args.shape;
-  if constexpr (!std::is_same_v<T, double>)
-    if (!narrow::why_not<T>(args)) return narrow::forward<T>(queue, args, stats);
-  if (tile::forward<T>(queue, args, stats)) return;
-  const Chunks chunks = cut(rows_out(s), kTile, stats ? kMostPartials : kMostBlocks);
-  Moments<Acc>* partial = stats ? queue.template workspace<Moments<Acc>>(chunks.count * s.k) : nullptr;
-  if (chunks.count > 0)
-    queue.launch(forward_kernel<T>,
-                 {dim3(unsigned(chunks.count), tiles(queue, s.k)), kThreads, sizeof(ForwardShared<Acc>)}, args, chunks,
-                 partial);
-  if (stats) launch_merge_statistics(queue, partial, chunks.count, s.k, rows_out(s), *stats);
-}
 
 template <class T, class Queue>
 void backward_as(Queue& queue, const ConvBackward& args) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
+  if (args.bn.mean && !args.bn.raw.data) {
+    const ConvBackward left = recomputed_gradient<T>(queue, args);
+    if (left.dx.data || left.dweight) backward_as<T>(queue, left);
+    return;
+  }
   const bool normalises = args.bn.raw.data;
   auto* dscale = static_cast<Acc*>(args.dscale);
 

@@ -49,7 +49,7 @@ class Warp {
   static constexpr int kValues = Shape::kValues;
 
  public:
-  // fragments and vectors (scale and shift of the block's channels) are in shared memory.
+  // fragments and vectors (see fill_vectors) are in shared memory.
   __device__ Warp(const Conv& conv, const Plan& plan, int first_out, const T* fragments, const float* vectors)
       : conv_(conv),
         plan_(plan),
@@ -62,8 +62,9 @@ class Warp {
 
   __device__ int part() const { return lane_ % Shape::kParts; }
 
-  // With `gathers`, also adds what it stores to the moments.
-  __device__ void run(int64_t item, bool gathers, RunningMoments<kValues>& moments) {
+  // With `gathers`, also adds what it stores, or would have stored, to what is gathered.
+  template <class Gathered>
+  __device__ void run(int64_t item, bool gathers, Gathered& gathered) {
     const int64_t tile = item % plan_.row_tiles;
     for (int h = 0; h < 2; ++h) {
       const int64_t row = (tile * kRows + lane_ / 4 + 8 * h) * Shape::kPositions + lane_ % 4 / Shape::kParts;
@@ -97,7 +98,7 @@ class Warp {
         Words x[2];
         for (int h = 0; h < 2; ++h)
           for (int i = 0; i < 4; ++i) x[h].of[i] = d ? now[1][h].of[i] : now[0][h].of[i];
-        add(x, gathers, moments);
+        add(x, gathers, gathered);
       }
     }
   }
@@ -121,7 +122,8 @@ class Warp {
     }
   }
 
-  __device__ void add(Words (&x)[2], bool gathers, RunningMoments<kValues>& moments) {
+  template <class Gathered>
+  __device__ void add(Words (&x)[2], bool gathers, Gathered& gathered) {
     if constexpr (std::is_same_v<T, float>)
       for (Words& words : x) round_to_tf32(words.of);
 #pragma unroll
@@ -137,7 +139,7 @@ class Warp {
     if (++step_ < plan_.steps_in) return;
     step_ = 0;
     const int finished = output_ - (Shape::kSlots - 1);
-    if (phase_ == last_phase_ && finished >= first_) finish(finished, gathers, moments);
+    if (phase_ == last_phase_ && finished >= first_) finish(finished, gathers, gathered);
     if (++phase_ < span_) return;
     phase_ = 0;
     ++output_;
@@ -149,25 +151,44 @@ class Warp {
         for (int i = 0; i < 4; ++i) sum_[slot][tile][i] = slot ? sum_[slot ? slot - 1 : 0][tile][i] : 0;
   }
 
-  __device__ void finish(int output, bool gathers, RunningMoments<kValues>& moments) const {
-    const float *scale = vectors_ + part() * kValues, *shift = scale + Shape::kOut;
-    const int64_t channel = first_out_ + part() * kValues;
+  template <class Gathered>
+  __device__ void finish(int output, bool gathers, Gathered& gathered) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (!present_[h]) continue;
       const Position at{clip_[h], conv_.first_out + int64_t(output) * conv_.step_out, position_[h]};
-      T values[kValues], residual[kValues];
-      if (conv_.residual.data) load_values(residual, row_at<T>(conv_.residual, at) + channel);
+      float sums[kValues];
 #pragma unroll
-      for (int v = 0; v < kValues; ++v) {
-        float y = fma(sum_[Shape::kSlots - 1][v / 2][2 * h + v % 2], scale[v], shift[v]);
-        if (conv_.residual.data) y += float(residual[v]);
-        values[v] = T(conv_.relu ? relu(y) : y);
-      }
-      store_values(values, row_at<T>(conv_.y, at) + channel);
-      if (gathers) moments.add(values);
+      for (int v = 0; v < kValues; ++v) sums[v] = sum_[Shape::kSlots - 1][v / 2][2 * h + v % 2];
+      leave(at, sums, gathers, gathered);
     }
   }
+
+  __device__ void leave(const Position& at, const float (&sums)[kValues], bool gathers,
+                        RunningMoments<kValues>& moments) const {
+    const float *scale = vector(0), *shift = vector(1), *residual_scale = vector(2);
+    T values[kValues], residual[kValues];
+    if (conv_.residual.data) load_values(residual, row_at<T>(conv_.residual, at) + channel());
+#pragma unroll
+    for (int v = 0; v < kValues; ++v) {
+      float y = fma(sums[v], scale[v], shift[v]);
+      if (conv_.residual.data) y = fma(float(residual[v]), residual_scale[v], y);
+      values[v] = T(conv_.relu ? relu(y) : y);
+    }
+    if (conv_.y.data) store_values(values, row_at<T>(conv_.y, at) + channel());
+    if (!gathers) return;
+    if (conv_.y.data) moments.add(values);
+    else moments.add(sums);
+  }
+
+  __device__ void leave(const Position& at, const float (&sums)[kValues], bool,
+                        RunningGradientSums<kValues>& gradient) const {
+    gradient.template add<T>(conv_.gradient, at, channel(), sums, vector(0), vector(1));
+  }
+
+  // Of the lane's channels: the first of them, and what fill_vectors left for them.
+  __device__ int64_t channel() const { return first_out_ + part() * kValues; }
+  __device__ const float* vector(int number) const { return vectors_ + number * Shape::kOut + part() * kValues; }
 
   const Conv& conv_;
   const Plan& plan_;
@@ -182,49 +203,70 @@ class Warp {
   float sum_[Shape::kSlots][Shape::kTiles][4];  // [slot] of output_ - slot
 };
 
-// The moments of a block's channels from those of its lanes, to partial[channel] of its first one.
-template <class Shape>
-__device__ void merge_lanes(const RunningMoments<Shape::kValues>& of_lane, Moments<float>* partial) {
+__device__ inline Moments<float> of_lane(const Moments<float>& mine, int mask) {
+  return {__shfl_xor_sync(kAllLanes, mine.count, mask), __shfl_xor_sync(kAllLanes, mine.mean, mask),
+          __shfl_xor_sync(kAllLanes, mine.m2, mask)};
+}
+__device__ inline GradientSum<float> of_lane(const GradientSum<float>& mine, int mask) {
+  return {__shfl_xor_sync(kAllLanes, mine.sum, mask), __shfl_xor_sync(kAllLanes, mine.sum_xhat, mask)};
+}
+
+// What a block gathered of its channels from what its lanes did, to partial[channel] of its first one.
+template <class Shape, class Running, class Value>
+__device__ void merge_lanes(const Running& running, Value* partial) {
   const int lane = threadIdx.x % kWarp;
-  auto& shared = *reinterpret_cast<Moments<float>(*)[kWarps][Shape::kOut]>(&shared_memory<Words>());
+  auto& shared = *reinterpret_cast<Value(*)[kWarps][Shape::kOut]>(&shared_memory<Words>());
   __syncthreads();  // before what the warps were reading there is overwritten
 #pragma unroll
   for (int v = 0; v < Shape::kValues; ++v) {
-    Moments<float> moments = of_lane.of(v);
+    Value value = running.of(v);
 #pragma unroll
-    for (int mask = int(kWarp) / 2; mask >= Shape::kParts; mask /= 2)
-      moments.merge({__shfl_xor_sync(kAllLanes, moments.count, mask), __shfl_xor_sync(kAllLanes, moments.mean, mask),
-                     __shfl_xor_sync(kAllLanes, moments.m2, mask)});
-    if (lane < Shape::kParts) shared[threadIdx.x / kWarp][lane * Shape::kValues + v] = moments;
+    for (int mask = int(kWarp) / 2; mask >= Shape::kParts; mask /= 2) value.merge(of_lane(value, mask));
+    if (lane < Shape::kParts) shared[threadIdx.x / kWarp][lane * Shape::kValues + v] = value;
   }
   __syncthreads();
   if (int(threadIdx.x) >= Shape::kOut) return;
-  Moments<float> moments = shared[0][threadIdx.x];
-  for (int warp = 1; warp < kWarps; ++warp) moments.merge(shared[warp][threadIdx.x]);
-  partial[threadIdx.x] = moments;
+  Value value = shared[0][threadIdx.x];
+  for (int warp = 1; warp < kWarps; ++warp) value.merge(shared[warp][threadIdx.x]);
+  partial[threadIdx.x] = value;
 }
 
+// Vectors of the block's channels, one after another, as the epilogue reads them.
+constexpr int kVectors = 3;
+template <class Shape>
+__device__ void fill_vectors(const Conv& conv, int first_out, float* vectors) {
+  const MaskedGradient& gradient = conv.gradient;
+  for (int channel = threadIdx.x; channel < Shape::kOut; channel += kThreads) {
+    const int64_t k = first_out + channel;
+    vectors[channel] = channel_or(gradient.grad.data ? gradient.mean : conv.scale, k, 1.f);
+    vectors[Shape::kOut + channel] = channel_or(gradient.grad.data ? gradient.invstd : conv.shift, k, 0.f);
+    vectors[2 * Shape::kOut + channel] = channel_or(conv.residual_scale, k, 1.f);
+  }
+}
+
+// What a lane gathers for a block to leave as values of this type.
+template <class Value, int values>
+using Running =
+    std::conditional_t<std::is_same_v<Value, Moments<float>>, RunningMoments<values>, RunningGradientSums<values>>;
+
 // Block (x, y): items in turn, and the y-th kOut output channels. With `partial`, (gridDim.x, out), for which it must
-// have been compiled to gather, it leaves the moments of what it stored.
-template <class Shape, bool kGathers>
+// have been compiled to gather, it leaves the moments of what it stored, or the sums of conv.gradient.
+template <class Shape, bool kGathers, class Value>
 __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM(kGathers))
-    narrow_kernel(Conv conv, Plan plan, Moments<float>* partial) {
+    narrow_kernel(Conv conv, Plan plan, Value* partial) {
   using T = typename Shape::T;
   const int first_out = blockIdx.y * Shape::kOut;
   auto* vectors = reinterpret_cast<float*>(&shared_memory<Words>());
-  auto* fragments = reinterpret_cast<T*>(vectors + 2 * Shape::kOut);
-  for (int channel = threadIdx.x; channel < Shape::kOut; channel += kThreads) {
-    vectors[channel] = channel_or(conv.scale, first_out + channel, 1.f);
-    vectors[Shape::kOut + channel] = channel_or(conv.shift, first_out + channel, 0.f);
-  }
+  auto* fragments = reinterpret_cast<T*>(vectors + kVectors * Shape::kOut);
+  fill_vectors<Shape>(conv, first_out, vectors);
   gather_weight<Shape>(conv, plan.steps_in, first_out, fragments);
   __syncthreads();
 
   Warp<Shape> warp(conv, plan, first_out, fragments, vectors);
-  RunningMoments<Shape::kValues> moments;
+  Running<Value, Shape::kValues> running;
   for (int64_t item = blockIdx.x * kWarps + threadIdx.x / kWarp; item < plan.items; item += gridDim.x * kWarps)
-    warp.run(item, kGathers && partial, moments);
-  if (kGathers && partial) merge_lanes<Shape>(moments, partial + int64_t(blockIdx.x) * conv.out + first_out);
+    warp.run(item, kGathers && partial, running);
+  if (kGathers && partial) merge_lanes<Shape>(running, partial + int64_t(blockIdx.x) * conv.out + first_out);
 }
 
 }  // namespace slowfast_fast::cuda::narrow

@@ -62,7 +62,8 @@ inline Conv forward_conv(const ConvForward& args) {
   conv.taps = conv.kt = int(s.kt), conv.stride = int(s.stride), conv.padding = int(s.padding);
   conv.step_out = 1;
   conv.x = args.x, conv.weight = args.weight;
-  conv.scale = args.scale, conv.shift = args.shift, conv.residual = args.residual, conv.relu = args.relu;
+  conv.scale = args.scale, conv.shift = args.shift, conv.relu = args.relu;
+  conv.residual = args.residual, conv.residual_scale = args.residual_scale;
   conv.y = args.y;
   return conv;
 }
@@ -152,21 +153,29 @@ Plan plan_for(const Conv& conv) {
   return plan;
 }
 
-// Launches a convolution that has outputs, and returns how many blocks there are. With `gathers`, they leave that many
-// moments of each channel in `partial`, which then has room for kMostPartials.
-template <class T, class Queue>
-int64_t launch(Queue& queue, const Conv& conv, Moments<float>* partial) {
+// The kernel of a shape. The sums of a gradient are gathered behind pointwise convolutions only.
+template <class Shape, class Value>
+auto kernel_of(bool gathers) {
+  if constexpr (std::is_same_v<Value, GradientSum<float>>) return narrow_kernel<Shape, true, Value>;
+  else return gathers || !Shape::kApart ? narrow_kernel<Shape, true, Value> : narrow_kernel<Shape, !Shape::kApart, Value>;
+}
+
+// Launches a convolution that has outputs, and returns how many blocks there are. With `partial`, which then has room
+// for kMostPartials, they leave that many values of each channel there.
+template <class T, class Value, class Queue>
+int64_t launch(Queue& queue, const Conv& conv, Value* partial) {
   int64_t blocks = 0;
   with_shape<T>(conv, [&](auto shape, size_t weight_bytes) {
     using Shape = decltype(shape);
-    const Plan plan = plan_for<Shape>(conv);
-    blocks = std::min(ceil_div(plan.items, kWarps), kMostPartials);
-    const size_t bytes = 2 * Shape::kOut * sizeof(float) + weight_bytes;
-    const size_t for_moments = kWarps * Shape::kOut * sizeof(Moments<float>);
-    const auto kernel = partial || !Shape::kApart ? narrow_kernel<Shape, true> : narrow_kernel<Shape, !Shape::kApart>;
-    queue.launch(kernel,
-                 {dim3(unsigned(blocks), unsigned(conv.out / Shape::kOut)), kThreads, std::max(bytes, for_moments)},
-                 conv, plan, partial);
+    if constexpr (Shape::kSlots == 1 || !std::is_same_v<Value, GradientSum<float>>) {
+      const Plan plan = plan_for<Shape>(conv);
+      blocks = std::min(ceil_div(plan.items, kWarps), kMostPartials);
+      const size_t bytes = kVectors * Shape::kOut * sizeof(float) + weight_bytes;
+      const size_t to_merge = kWarps * Shape::kOut * sizeof(Value);
+      queue.launch(kernel_of<Shape, Value>(partial),
+                   {dim3(unsigned(blocks), unsigned(conv.out / Shape::kOut)), kThreads, std::max(bytes, to_merge)},
+                   conv, plan, partial);
+    }
   });
   return blocks;
 }
@@ -175,15 +184,25 @@ template <class T, class Queue>
 void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   const Conv conv = forward_conv(args);
   auto* partial = stats ? queue.template workspace<Moments<float>>(kMostPartials * conv.out) : nullptr;
-  const int64_t chunks = rows_out(args.shape) > 0 ? launch<T>(queue, conv, partial) : 0;
+  const int64_t chunks = rows_out(args.shape) > 0 ? launch<T, Moments<float>>(queue, conv, partial) : 0;
   if (stats) launch_merge_statistics(queue, partial, chunks, args.shape.k, rows_out(args.shape), *stats);
+}
+
+// args: the convolution alone, pointwise, whose output is not stored. Rows there are. Leaves (chunks, K) in `partial`,
+// which has room for kMostPartials, and returns how many chunks there are.
+template <class T, class Queue>
+int64_t sum_gradient(Queue& queue, const ConvForward& args, const MaskedGradient& gradient,
+                     GradientSum<float>* partial) {
+  Conv conv = forward_conv(args);
+  conv.gradient = gradient;
+  return launch<T, GradientSum<float>>(queue, conv, partial);
 }
 
 template <class T, class Queue>
 void dgrad(Queue& queue, const ConvBackward& args) {
   for (int residue = 0; residue < args.shape.stride; ++residue) {
     const Conv conv = dgrad_conv(args, residue);
-    if (conv.t_out > 0) launch<T>(queue, conv, nullptr);
+    if (conv.t_out > 0) launch<T, Moments<float>>(queue, conv, nullptr);
   }
 }
 

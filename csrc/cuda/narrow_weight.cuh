@@ -1,7 +1,7 @@
 // A narrow convolution and the kernels' shapes (narrow.cuh), and its weight in the order of their fragments.
 #pragma once
 #include "elementwise.cuh"
-#include "pack.cuh"
+#include "masked_gradient.cuh"
 
 namespace slowfast_fast::cuda::narrow {
 
@@ -41,8 +41,10 @@ struct Conv {
   int first_tap, step_tap;
   const void *scale, *shift;
   Rows residual;
+  const void* residual_scale;
   bool relu;
-  OutRows y;
+  OutRows y;                // absent: moments alone are wanted
+  MaskedGradient gradient;  // in place of scale to y
 };
 
 // Where an element of the weight stands among the fragments, [tap][step][tile][lane] of 16 bytes: the sum of three

@@ -1,8 +1,8 @@
 // What becomes of a tile of sums: scale, shift, residual, ReLU, conversion and 16-byte stores; in training also the
-// moments of what was stored. The sums come from a tile in shared memory, or from the parts of a product whose depth
-// was split.
+// moments of what was stored, or of what would have been; or the sums of a masked gradient. The sums come from a tile in
+// shared memory, or from the parts of a product whose depth was split.
 #pragma once
-#include "moments.cuh"
+#include "masked_gradient.cuh"
 #include "tile_loaders.cuh"
 
 namespace slowfast_fast::cuda::tile {
@@ -10,9 +10,12 @@ namespace slowfast_fast::cuda::tile {
 struct Epilogue {
   const void *scale, *shift;  // (outers) or absent
   Rows residual;
+  const void* residual_scale;  // (outers) or absent
   bool relu;
-  OutRows out;
+  OutRows out;              // absent: moments alone are wanted
   Moments<float>* moments;  // (tiles of rows, outers) or nullptr
+  MaskedGradient gradient;  // in place of all of the above ...
+  GradientSum<float>* gradient_sums;  // ... and its sums, likewise
 };
 
 // How a block's threads share a tile's rows: each takes one chunk of columns of every kRowLanes-th row.
@@ -26,40 +29,48 @@ struct Share {
 };
 
 template <class T, int columns>
-struct MomentsScratch {
+struct GatherScratch {
   static_assert(columns <= kThreads);
-  Moments<float> of[Share<T, columns>::kRowLanes][columns];
+  template <class Value>
+  using Lanes = Value[Share<T, columns>::kRowLanes][columns];
+  union {
+    Lanes<Moments<float>> moments;
+    Lanes<GradientSum<float>> gradient_sums;
+  };
 };
 
 // Merges the row lanes of each column into `out`, in their order. All threads take part; the scratch is theirs alone.
-template <class T, int columns>
-__device__ void leave_moments(MomentsScratch<T, columns>& scratch, const RunningMoments<kChunk<T>>& mine,
-                              int present_columns, Moments<float>* out) {
+template <class T, int columns, class Running, class Value>
+__device__ void leave(Value (&scratch)[Share<T, columns>::kRowLanes][columns], const Running& mine, int present_columns,
+                      Value* out) {
   using Lanes = Share<T, columns>;
 #pragma unroll
-  for (int e = 0; e < kChunk<T>; ++e) scratch.of[Lanes::row_lane()][Lanes::column() + e] = mine.of(e);
+  for (int e = 0; e < kChunk<T>; ++e) scratch[Lanes::row_lane()][Lanes::column() + e] = mine.of(e);
   __syncthreads();
   const int column = int(threadIdx.x);
   if (column >= columns || column >= present_columns) return;
-  Moments<float> all;
-  for (const auto& lane : scratch.of) all.merge(lane[column]);
+  Value all;
+  for (const auto& lane : scratch) all.merge(lane[column]);
   out[column] = all;
 }
 
-// Finishes rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives a chunk
-// of sums; `tile` is the number of this tile of rows among the moments.
+// What follows treats rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives
+// a chunk of sums; `tile` is the number of this tile of rows among those that something is gathered of.
+
+// The results themselves.
 template <class T, int columns, class Values>
-__device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile,
+__device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile,
                        int first_row, int rows, int first_outer, const Values& values) {
   using Lanes = Share<T, columns>;
   const int outer = first_outer + Lanes::column();
   RunningMoments<kChunk<T>> moments;
   if (outer < problem.outers) {
-    float scale[kChunk<T>], shift[kChunk<T>];
+    float scale[kChunk<T>], shift[kChunk<T>], residual_scale[kChunk<T>];
 #pragma unroll
     for (int e = 0; e < kChunk<T>; ++e) {
       scale[e] = channel_or(epilogue.scale, outer + e, 1.f);
       shift[e] = channel_or(epilogue.shift, outer + e, 0.f);
+      residual_scale[e] = channel_or(epilogue.residual_scale, outer + e, 1.f);
     }
     for (int row = Lanes::row_lane(); row < rows; row += Lanes::kRowLanes) {
       const Position at = result_position(problem, first_row + row);
@@ -70,16 +81,46 @@ __device__ void finish(MomentsScratch<T, columns>& scratch, const Problem& probl
 #pragma unroll
       for (int e = 0; e < kChunk<T>; ++e) {
         float y = fmaf(sums[e], scale[e], shift[e]);
-        if (epilogue.residual.data) y += float(residual.of[e]);
+        if (epilogue.residual.data) y = fmaf(float(residual.of[e]), residual_scale[e], y);
         stored.of[e] = T(epilogue.relu ? relu(y) : y);
       }
-      if (epilogue.moments) moments.add(stored.of);
-      stored.store(row_at<T>(epilogue.out, at) + outer);
+      if (epilogue.out.data) stored.store(row_at<T>(epilogue.out, at) + outer);
+      if (!epilogue.moments) continue;
+      if (epilogue.out.data) moments.add(stored.of);
+      else moments.add(sums);
     }
   }
   if (epilogue.moments)
-    leave_moments<T, columns>(scratch, moments, problem.outers - first_outer,
-                              epilogue.moments + int64_t(tile) * problem.outers + first_outer);
+    leave<T, columns>(scratch.moments, moments, problem.outers - first_outer,
+                      epilogue.moments + int64_t(tile) * problem.outers + first_outer);
+}
+
+// The masked gradient's sums over them.
+template <class T, int columns, class Values>
+__device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
+                             int tile, int first_row, int rows, int first_outer, const Values& values) {
+  using Lanes = Share<T, columns>;
+  const int outer = first_outer + Lanes::column();
+  RunningGradientSums<kChunk<T>> running;
+  if (outer < problem.outers) {
+    float mean[kChunk<T>], invstd[kChunk<T>];
+    load_values(mean, static_cast<const float*>(epilogue.gradient.mean) + outer);
+    load_values(invstd, static_cast<const float*>(epilogue.gradient.invstd) + outer);
+    for (int row = Lanes::row_lane(); row < rows; row += Lanes::kRowLanes) {
+      float r[kChunk<T>];
+      values(row, Lanes::column(), r);
+      running.template add<T>(epilogue.gradient, result_position(problem, first_row + row), outer, r, mean, invstd);
+    }
+  }
+  leave<T, columns>(scratch.gradient_sums, running, problem.outers - first_outer,
+                    epilogue.gradient_sums + int64_t(tile) * problem.outers + first_outer);
+}
+
+template <class T, int columns, class... Arguments>
+__device__ void finish(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
+                       Arguments&&... arguments) {
+  if (epilogue.gradient.grad.data) sum_gradient<T, columns>(scratch, problem, epilogue, arguments...);
+  else store<T, columns>(scratch, problem, epilogue, arguments...);
 }
 
 // A tile of sums in shared memory. Writing the results of a warp to it, and reading chunks, touches every bank once.
@@ -112,7 +153,7 @@ constexpr int kFinishRows = 64, kFinishColumns = 64;
 // Adds the parts in their order and finishes them. One block per tile of kFinishRows x kFinishColumns.
 template <class T>
 __global__ void __launch_bounds__(kThreads) finish_kernel(Problem problem, Epilogue epilogue, Parts parts) {
-  auto& scratch = shared_memory<MomentsScratch<T, kFinishColumns>>();
+  auto& scratch = shared_memory<GatherScratch<T, kFinishColumns>>();
   const int column_tiles = (problem.outers + kFinishColumns - 1) / kFinishColumns;
   const int tile = int(blockIdx.x) / column_tiles, first_outer = int(blockIdx.x) % column_tiles * kFinishColumns;
   const int first_row = tile * kFinishRows;

@@ -12,7 +12,7 @@ struct alignas(kRowBytes) ProductShared {
     unsigned char stages[Shape::kStageBytes * Shape::kStages];
     struct {
       Staged<Shape> sums;
-      MomentsScratch<T, Shape::kColumns> scratch;
+      GatherScratch<T, Shape::kColumns> scratch;
     } finishing;  // after the product
   };
   SourceRow rows[Shape::kRows];

@@ -108,26 +108,29 @@ void with_shape(Size size, F&& f) {
   }
 }
 
-struct PartialMoments {
-  Moments<float>* of = nullptr;  // (count, outers)
+// What is gathered of tiles of rows: values (count, outers).
+template <class Value>
+struct Partial {
+  Value* of = nullptr;
   int64_t count = 0;
 };
 
-// The product of the rows that the problem gathers with the weight, and its epilogue.
-template <class Math, Major weight_major, class Queue>
-PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
+// The product of the rows that the problem gathers with the weight, and its epilogue, in which `gathered` is where it
+// leaves what it gathers; nullptr: nothing.
+template <class Math, Major weight_major, class Queue, class Value = Moments<float>>
+Partial<Value> multiply_rows(Queue& queue, Product args, Value* Epilogue::*gathered = nullptr) {
   using T = typename Math::T;
   const Problem& problem = args.problem;
-  PartialMoments moments;
+  Partial<Value> partial;
   const int64_t blocks = ceil_div(problem.depth, kDepth<T>) * problem.terms;
   const Plan chosen = queue.plan(plan(problem.rows, problem.outers, blocks, kTakesWide<Math, weight_major>));
   with_shape<Math, weight_major>(chosen.size, [&](auto shape) {
     using Shape = decltype(shape);
     const bool split = chosen.parts > 1;
-    if (with_moments) {
-      moments.count = ceil_div(problem.rows, split ? kFinishRows : Shape::kRows);
-      moments.of = queue.template workspace<Moments<float>>(moments.count * problem.outers);
-      args.epilogue.moments = moments.of;
+    if (gathered) {
+      partial.count = ceil_div(problem.rows, split ? kFinishRows : Shape::kRows);
+      partial.of = queue.template workspace<Value>(partial.count * problem.outers);
+      args.epilogue.*gathered = partial.of;
     }
     args.parts = {nullptr, chosen.parts};
     if (split) args.parts.sums = queue.template workspace<float>(int64_t(chosen.parts) * problem.rows * problem.outers);
@@ -137,10 +140,10 @@ PartialMoments multiply_rows(Queue& queue, Product args, bool with_moments) {
     if (split)
       queue.launch(finish_kernel<T>,
                    {dim3(unsigned(ceil_div(problem.rows, kFinishRows) * ceil_div(problem.outers, kFinishColumns))),
-                    kThreads, sizeof(MomentsScratch<T, kFinishColumns>)},
+                    kThreads, sizeof(GatherScratch<T, kFinishColumns>)},
                    problem, args.epilogue, args.parts);
   });
-  return moments;
+  return partial;
 }
 
 template <class T, class Queue>
@@ -157,25 +160,51 @@ const void* packed_weight(Queue& queue, const ConvShape& s, const void* weight, 
   return packed;
 }
 
+// But for its epilogue.
+template <class T, class Queue>
+Product forward_product(Queue& queue, const ConvForward& args) {
+  const ConvShape& s = args.shape;
+  Product product{};
+  product.problem = {int(rows_out(s)), int(s.t_out), int(s.p),  0, 1, -int(s.padding), int(s.stride),
+                     int(s.dilation),  int(s.t_in),  int(s.kt), 0, 1, int(s.c),        int(s.k)};
+  product.source = args.x;
+  product.weight = args.packed ? args.packed : packed_weight<T>(queue, s, args.weight, nullptr);
+  product.kt = int(s.kt);
+  return product;
+}
+
 template <class T, class Queue>
 bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
   if constexpr (!std::is_same_v<T, double>) {
     if (why_not(args)) return false;
     const ConvShape& s = args.shape;
-    Product product{};
-    product.problem = {int(rows_out(s)), int(s.t_out), int(s.p),  0, 1, -int(s.padding), int(s.stride),
-                       int(s.dilation),  int(s.t_in),  int(s.kt), 0, 1, int(s.c),        int(s.k)};
-    product.source = args.x;
-    product.weight = args.packed ? args.packed : packed_weight<T>(queue, s, args.weight, nullptr);
-    product.kt = int(s.kt);
-    product.epilogue = {args.scale, args.shift, args.residual, args.relu, args.y, nullptr};
+    Product product = forward_product<T>(queue, args);
+    product.epilogue.scale = args.scale;
+    product.epilogue.shift = args.shift;
+    product.epilogue.residual = args.residual;
+    product.epilogue.residual_scale = args.residual_scale;
+    product.epilogue.relu = args.relu;
+    product.epilogue.out = args.y;
     with_math<T>(args.tf32, [&](auto math) {
-      const auto moments = multiply_rows<decltype(math), Major::Depth>(queue, product, stats != nullptr);
-      if (stats) launch_merge_statistics(queue, moments.of, moments.count, s.k, rows_out(s), *stats);
+      const auto partial =
+          multiply_rows<decltype(math), Major::Depth>(queue, product, stats ? &Epilogue::moments : nullptr);
+      if (stats) launch_merge_statistics(queue, partial.of, partial.count, s.k, rows_out(s), *stats);
     });
     return true;
   }
   return false;
+}
+
+// args: the convolution alone, whose output is not stored.
+template <class T, class Queue>
+Partial<GradientSum<float>> sum_gradient(Queue& queue, const ConvForward& args, const MaskedGradient& gradient) {
+  Product product = forward_product<T>(queue, args);
+  product.epilogue.gradient = gradient;
+  Partial<GradientSum<float>> partial;
+  with_math<T>(args.tf32, [&](auto math) {
+    partial = multiply_rows<decltype(math), Major::Depth>(queue, product, &Epilogue::gradient_sums);
+  });
+  return partial;
 }
 
 // args with the gradient of the convolution's output, as gradient.cuh leaves them. Every tile of both products would
@@ -208,7 +237,7 @@ void dgrad(Queue& queue, const ConvBackward& args) {
                        int(s.stride),
                        int(s.k),
                        int(s.c)};
-    with_math<T>(args.tf32, [&](auto math) { multiply_rows<decltype(math), Major::Outer>(queue, product, false); });
+    with_math<T>(args.tf32, [&](auto math) { multiply_rows<decltype(math), Major::Outer>(queue, product); });
   }
 }
 
