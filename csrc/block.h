@@ -117,8 +117,8 @@ class Block {
     device_.forward_stats(forward(layer, x, y), {layer.mean, layer.invstd, layer.unbiased_var, eps});
   }
 
-  // y = act(norm(conv(x)) + residual) of a pointwise layer. conv(x) itself is stored nowhere, or in the memory of y until
-  // it is normalised.
+  // y = act(norm(conv(x)) + residual) of a pointwise layer. conv(x) itself is stored nowhere, or in the memory of y
+  // until it is normalised.
   void convolve_normalised(const NormedLayer& layer, const Tensor& x, const Tensor& weight, const Rows& residual,
                            bool relu, const Tensor& y, double eps) {
     if constexpr (Device::has_recomputing) {
@@ -163,8 +163,9 @@ class Block {
     return y;
   }
 
-  // The backward of a pointwise layer from g, the gradient of norm(conv(x)), whose memory holds something else afterwards
-  // where `last` says that it may; dgamma is nullptr where it is not wanted. With `past`, g is yet to be formed from it.
+  // The backward of a pointwise layer from g, the gradient of norm(conv(x)), whose memory holds something else
+  // afterwards where `last` says that it may; dgamma is nullptr where it is not wanted. With `past`, g is yet to be
+  // formed from it.
   void backward_to_input(const NormedLayer& layer, const Tensor& g, const Tensor& x, const Tensor& weight, void* dgamma,
                          const OptionalTensor& dx, const OptionalTensor& dweight, const PastRelu* past, bool last) {
     if constexpr (Device::has_recomputing) {

@@ -1,6 +1,6 @@
 // bottleneck_bn, the training form of a residual block, and its backward, for any device that carries out primitives.h.
 // x, the raw outputs of the two narrow convolutions, the statistics and the result are kept for the backward. The raw
-// outputs of the wide convolutions, c and the shortcut's, live for the length of a call only.
+// outputs of the wide convolutions, c and the shortcut's, live for the length of a call, or nowhere.
 #pragma once
 #include <torch/csrc/stable/library.h>
 

@@ -196,10 +196,10 @@ struct NormalisePoolBackward {
 // Places of a window that the backward numbers in one byte, beside the one that says that no gradient passes.
 constexpr int64_t most_window = 255;
 
-// The backward of ConvForward (bn.mean absent) or of convolution, batch statistics and Normalise (bn.mean present). Where
-// bn.raw is absent from the latter, as it may be on a device that recomputes(), it is that of NormalisedForward: conv(x)
-// is computed from x in each pass that needs it, y is the mask and bn.residual is absent.
-// Results whose pointer is nullptr are not wanted.
+// The backward of ConvForward (bn.mean absent) or of convolution, batch statistics and Normalise (bn.mean present).
+// Where bn.raw is absent from the latter, as it may be on a device that recomputes(), it is that of NormalisedForward:
+// conv(x) is computed from x in each pass that needs it, y is the mask, bn.residual is absent, and with relu dresidual
+// is wanted if anything but sums is. Results whose pointer is nullptr are not wanted.
 struct ConvBackward {
   ConvShape shape;
   Dtype dtype;

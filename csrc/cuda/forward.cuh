@@ -88,9 +88,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // args: the convolution alone, whose output is not stored. Blocks as above; each leaves its chunk's sums, (chunks, K).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_gradient_kernel(ConvForward args, MaskedGradient gradient, Chunks chunks,
-                        GradientSum<Accumulator<T>>* partial) {
+__global__ void __launch_bounds__(kThreads) sum_gradient_kernel(ConvForward args, MaskedGradient gradient,
+                                                                Chunks chunks, GradientSum<Accumulator<T>>* partial) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
   auto& shared = shared_memory<ForwardShared<Acc>>();
@@ -106,12 +105,15 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kPerThread; ++i) {
         const int64_t row = row0 + tile_row(i);
         if (row >= end) continue;
+        const Position at = position_of(row, s.t_out, s.p);
         for (int j = 0; j < kPerThread; ++j) {
           const int64_t k = k0 + tile_column(j);
           if (k >= s.k) continue;
-          running[j].template add<T>(gradient, position_of(row, s.t_out, s.p), k, {value[i][j]},
-                                     static_cast<const Acc*>(gradient.mean) + k,
-                                     static_cast<const Acc*>(gradient.invstd) + k);
+          GradientPack<T, 1> of_row;
+          of_row.load(gradient, at, k);
+          of_row.finish(gradient, at, k);
+          running[j].add(of_row.g, {value[i][j]}, static_cast<const Acc*>(gradient.mean) + k,
+                         static_cast<const Acc*>(gradient.invstd) + k);
         }
       }
     }

@@ -41,8 +41,8 @@ inline ConvForward convolution_of(const ConvBackward& args) {
   return conv;
 }
 
-// sum and sum_xhat (K) of the gradient past the ReLU, which goes to dresidual if it is wanted; the convolution's output is
-// computed on the way, and stored nowhere.
+// sum and sum_xhat (K) of the gradient past the ReLU, which goes to dresidual if it is wanted; the convolution's output
+// is computed on the way, and stored nowhere.
 template <class T, class Queue>
 void sum_gradient_as(Queue& queue, const ConvBackward& args, void* sum, void* sum_xhat) {
   using Acc = Accumulator<T>;
@@ -90,8 +90,7 @@ void forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
 
 template <class Queue>
 void sum_gradient(Queue& queue, const ConvBackward& args, void* sum, void* sum_xhat) {
-  with_type(args.dtype,
-            [&](auto type) { sum_gradient_as<typename decltype(type)::type>(queue, args, sum, sum_xhat); });
+  with_type(args.dtype, [&](auto type) { sum_gradient_as<typename decltype(type)::type>(queue, args, sum, sum_xhat); });
 }
 
 }  // namespace slowfast_fast::cuda

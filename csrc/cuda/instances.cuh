@@ -20,7 +20,8 @@ namespace narrow {
 extern template int64_t launch<torch::headeronly::Half, Moments<float>>(Queue&, const Conv&, Moments<float>*);
 extern template int64_t launch<torch::headeronly::Half, GradientSum<float>>(Queue&, const Conv&, GradientSum<float>*);
 extern template int64_t launch<torch::headeronly::BFloat16, Moments<float>>(Queue&, const Conv&, Moments<float>*);
-extern template int64_t launch<torch::headeronly::BFloat16, GradientSum<float>>(Queue&, const Conv&, GradientSum<float>*);
+extern template int64_t launch<torch::headeronly::BFloat16, GradientSum<float>>(Queue&, const Conv&,
+                                                                                GradientSum<float>*);
 extern template int64_t launch<float, Moments<float>>(Queue&, const Conv&, Moments<float>*);
 extern template int64_t launch<float, GradientSum<float>>(Queue&, const Conv&, GradientSum<float>*);
 

@@ -24,24 +24,37 @@ struct GradientSum {
   }
 };
 
-// Those of a thread's adjacent channels.
+// g in adjacent channels of a row.
+template <class T, int channels>
+struct GradientPack {
+  T g[channels], mask[channels];
+
+  __device__ void load(const MaskedGradient& gradient, const Position& at, int64_t first) {
+    load_pack(g, row_at<T>(gradient.grad, at) + first);
+    if (gradient.mask.data) load_pack(mask, row_at<T>(gradient.mask, at) + first);
+  }
+  // After it g is past the mask, and where it goes.
+  __device__ void finish(const MaskedGradient& gradient, const Position& at, int64_t first) {
+    using Acc = Accumulator<T>;
+#pragma unroll
+    for (int c = 0; c < channels; ++c)  // NaN passes, as in torch's threshold_backward
+      if (gradient.mask.data && Acc(mask[c]) <= 0) g[c] = T(0);
+    if (gradient.masked.data) store_pack(g, row_at<T>(gradient.masked, at) + first);
+  }
+};
+
+// The sums of a thread's adjacent channels.
 template <int channels, class Acc = float>
 class RunningGradientSums {
  public:
-  // Row `at` from channel `first` on, where the convolution's output is r; mean and invstd are of the same channels.
+  // A row's g, where the convolution's output is r; mean and invstd are of the same channels.
   template <class T>
-  __device__ void add(const MaskedGradient& gradient, const Position& at, int64_t first, const Acc (&r)[channels],
-                      const Acc* mean, const Acc* invstd) {
-    T g[channels], mask[channels];
-    load_pack(g, row_at<T>(gradient.grad, at) + first);
-    if (gradient.mask.data) load_pack(mask, row_at<T>(gradient.mask, at) + first);
+  __device__ void add(const T (&g)[channels], const Acc (&r)[channels], const Acc* mean, const Acc* invstd) {
 #pragma unroll
     for (int c = 0; c < channels; ++c) {
-      if (gradient.mask.data && Acc(mask[c]) <= 0) g[c] = T(0);  // NaN passes, as in torch's threshold_backward
       of_[c].sum += Acc(g[c]);
       of_[c].sum_xhat = fma(Acc(g[c]), (r[c] - mean[c]) * invstd[c], of_[c].sum_xhat);
     }
-    if (gradient.masked.data) store_pack(g, row_at<T>(gradient.masked, at) + first);
   }
 
   __device__ const GradientSum<Acc>& of(int channel) const { return of_[channel]; }

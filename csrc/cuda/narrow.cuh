@@ -183,7 +183,10 @@ class Warp {
 
   __device__ void leave(const Position& at, const float (&sums)[kValues], bool,
                         RunningGradientSums<kValues>& gradient) const {
-    gradient.template add<T>(conv_.gradient, at, channel(), sums, vector(0), vector(1));
+    GradientPack<T, kValues> of_row;
+    of_row.load(conv_.gradient, at, channel());
+    of_row.finish(conv_.gradient, at, channel());
+    gradient.add(of_row.g, sums, vector(0), vector(1));
   }
 
   // Of the lane's channels: the first of them, and what fill_vectors left for them.

@@ -157,7 +157,8 @@ Plan plan_for(const Conv& conv) {
 template <class Shape, class Value>
 auto kernel_of(bool gathers) {
   if constexpr (std::is_same_v<Value, GradientSum<float>>) return narrow_kernel<Shape, true, Value>;
-  else return gathers || !Shape::kApart ? narrow_kernel<Shape, true, Value> : narrow_kernel<Shape, !Shape::kApart, Value>;
+  else
+    return gathers || !Shape::kApart ? narrow_kernel<Shape, true, Value> : narrow_kernel<Shape, !Shape::kApart, Value>;
 }
 
 // Launches a convolution that has outputs, and returns how many blocks there are. With `partial`, which then has room

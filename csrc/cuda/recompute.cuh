@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kElementThreads) normalising_coefficients(Norm
   to.shift[k] = fma(-norm.mean, to.scale[k], norm.beta);
 }
 
-// Of r's gradient, factor * (g - mean(g) - xhat * mean(g * xhat)) with factor = gamma * invstd, from the sums over rows.
+// Of r's gradient, factor * (g - mean(g) - xhat * mean(g * xhat)) with factor = gamma * invstd, from the sums over
+// rows.
 template <class Acc>
 __global__ void __launch_bounds__(kElementThreads)
     gradient_coefficients(ConvBackward args, const Acc* sum, const Acc* sum_xhat, Coefficients<Acc> to) {
@@ -63,8 +64,8 @@ void forward_normalised(Queue& queue, const NormalisedForward& args) {
   forward(queue, normalised, nullptr);
 }
 
-// The backward of NormalisedForward up to r's gradient: what is left of it is that of the convolution alone. With a ReLU
-// and anything left, dresidual is wanted.
+// The backward of NormalisedForward up to r's gradient: what is left of it is that of the convolution alone. With a
+// ReLU and anything left, dresidual is wanted.
 template <class T, class Queue>
 ConvBackward recomputed_gradient(Queue& queue, const ConvBackward& args) {
   using Acc = Accumulator<T>;

@@ -1,6 +1,6 @@
 // What becomes of a tile of sums: scale, shift, residual, ReLU, conversion and 16-byte stores; in training also the
-// moments of what was stored, or of what would have been; or the sums of a masked gradient. The sums come from a tile in
-// shared memory, or from the parts of a product whose depth was split.
+// moments of what was stored, or of what would have been; or the sums of a masked gradient. The sums come from a tile
+// in shared memory, or from the parts of a product whose depth was split.
 #pragma once
 #include "masked_gradient.cuh"
 #include "tile_loaders.cuh"
@@ -12,9 +12,9 @@ struct Epilogue {
   Rows residual;
   const void* residual_scale;  // (outers) or absent
   bool relu;
-  OutRows out;              // absent: moments alone are wanted
-  Moments<float>* moments;  // (tiles of rows, outers) or nullptr
-  MaskedGradient gradient;  // in place of all of the above ...
+  OutRows out;                        // absent: moments alone are wanted
+  Moments<float>* moments;            // (tiles of rows, outers) or nullptr
+  MaskedGradient gradient;            // in place of all of the above ...
   GradientSum<float>* gradient_sums;  // ... and its sums, likewise
 };
 
@@ -27,6 +27,11 @@ struct Share {
   __device__ static int column() { return int(threadIdx.x) % kColumnLanes * kChunk<T>; }
   __device__ static int row_lane() { return int(threadIdx.x) / kColumnLanes; }
 };
+
+// A thread's rows whose residual or gradient is on its way at a time: 2 KB of a warp, as in rowwise.cuh, because behind
+// a shallow product an epilogue is as long as memory takes to bring what it reads. Where the sums come from memory too,
+// as many registers wait for them.
+constexpr int kRowsAtOnce = 4, kRowsOfPartsAtOnce = 2;
 
 template <class T, int columns>
 struct GatherScratch {
@@ -54,13 +59,27 @@ __device__ void leave(Value (&scratch)[Share<T, columns>::kRowLanes][columns], c
   out[column] = all;
 }
 
-// What follows treats rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums) gives
-// a chunk of sums; `tile` is the number of this tile of rows among those that something is gathered of.
+// Calls load(i, row) for `rows_at_once` rows of this thread, then use(i, row), and so on to the last.
+template <class T, int columns, int rows_at_once, class Load, class Use>
+__device__ void walk(int rows, const Load& load, const Use& use) {
+  constexpr int kStep = Share<T, columns>::kRowLanes;
+  for (int first = Share<T, columns>::row_lane(); first < rows; first += rows_at_once * kStep) {
+#pragma unroll
+    for (int i = 0; i < rows_at_once; ++i)
+      if (first + i * kStep < rows) load(i, first + i * kStep);
+#pragma unroll
+    for (int i = 0; i < rows_at_once; ++i)
+      if (first + i * kStep < rows) use(i, first + i * kStep);
+  }
+}
+
+// What follows treats rows [first_row, first_row + rows) and columns from first_outer on. values(row, column, sums)
+// gives a chunk of sums; `tile` is the number of this tile of rows among those that something is gathered of.
 
 // The results themselves.
-template <class T, int columns, class Values>
+template <class T, int columns, int rows_at_once, class Values>
 __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue, int tile,
-                       int first_row, int rows, int first_outer, const Values& values) {
+                      int first_row, int rows, int first_outer, const Values& values) {
   using Lanes = Share<T, columns>;
   const int outer = first_outer + Lanes::column();
   RunningMoments<kChunk<T>> moments;
@@ -72,23 +91,28 @@ __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem
       shift[e] = channel_or(epilogue.shift, outer + e, 0.f);
       residual_scale[e] = channel_or(epilogue.residual_scale, outer + e, 1.f);
     }
-    for (int row = Lanes::row_lane(); row < rows; row += Lanes::kRowLanes) {
-      const Position at = result_position(problem, first_row + row);
-      float sums[kChunk<T>];
-      values(row, Lanes::column(), sums);
-      Pack<T> residual, stored;
-      if (epilogue.residual.data) residual.load(row_at<T>(epilogue.residual, at) + outer);
+    const auto position = [&](int row) { return result_position(problem, first_row + row); };
+    Pack<T> residual[rows_at_once];
+    walk<T, columns, rows_at_once>(
+        rows,
+        [&](int i, int row) {
+          if (epilogue.residual.data) residual[i].load(row_at<T>(epilogue.residual, position(row)) + outer);
+        },
+        [&](int i, int row) {
+          float sums[kChunk<T>];
+          values(row, Lanes::column(), sums);
+          Pack<T> stored;
 #pragma unroll
-      for (int e = 0; e < kChunk<T>; ++e) {
-        float y = fmaf(sums[e], scale[e], shift[e]);
-        if (epilogue.residual.data) y = fmaf(float(residual.of[e]), residual_scale[e], y);
-        stored.of[e] = T(epilogue.relu ? relu(y) : y);
-      }
-      if (epilogue.out.data) stored.store(row_at<T>(epilogue.out, at) + outer);
-      if (!epilogue.moments) continue;
-      if (epilogue.out.data) moments.add(stored.of);
-      else moments.add(sums);
-    }
+          for (int e = 0; e < kChunk<T>; ++e) {
+            float y = fmaf(sums[e], scale[e], shift[e]);
+            if (epilogue.residual.data) y = fmaf(float(residual[i].of[e]), residual_scale[e], y);
+            stored.of[e] = T(epilogue.relu ? relu(y) : y);
+          }
+          if (epilogue.out.data) stored.store(row_at<T>(epilogue.out, position(row)) + outer);
+          if (!epilogue.moments) return;
+          if (epilogue.out.data) moments.add(stored.of);
+          else moments.add(sums);
+        });
   }
   if (epilogue.moments)
     leave<T, columns>(scratch.moments, moments, problem.outers - first_outer,
@@ -96,7 +120,7 @@ __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem
 }
 
 // The masked gradient's sums over them.
-template <class T, int columns, class Values>
+template <class T, int columns, int rows_at_once, class Values>
 __device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
                              int tile, int first_row, int rows, int first_outer, const Values& values) {
   using Lanes = Share<T, columns>;
@@ -106,21 +130,26 @@ __device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& 
     float mean[kChunk<T>], invstd[kChunk<T>];
     load_values(mean, static_cast<const float*>(epilogue.gradient.mean) + outer);
     load_values(invstd, static_cast<const float*>(epilogue.gradient.invstd) + outer);
-    for (int row = Lanes::row_lane(); row < rows; row += Lanes::kRowLanes) {
-      float r[kChunk<T>];
-      values(row, Lanes::column(), r);
-      running.template add<T>(epilogue.gradient, result_position(problem, first_row + row), outer, r, mean, invstd);
-    }
+    const auto position = [&](int row) { return result_position(problem, first_row + row); };
+    GradientPack<T, kChunk<T>> gradient[rows_at_once];
+    walk<T, columns, rows_at_once>(
+        rows, [&](int i, int row) { gradient[i].load(epilogue.gradient, position(row), outer); },
+        [&](int i, int row) {
+          gradient[i].finish(epilogue.gradient, position(row), outer);
+          float r[kChunk<T>];
+          values(row, Lanes::column(), r);
+          running.add(gradient[i].g, r, mean, invstd);
+        });
   }
   leave<T, columns>(scratch.gradient_sums, running, problem.outers - first_outer,
                     epilogue.gradient_sums + int64_t(tile) * problem.outers + first_outer);
 }
 
-template <class T, int columns, class... Arguments>
+template <class T, int columns, int rows_at_once, class... Arguments>
 __device__ void finish(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
                        Arguments&&... arguments) {
-  if (epilogue.gradient.grad.data) sum_gradient<T, columns>(scratch, problem, epilogue, arguments...);
-  else store<T, columns>(scratch, problem, epilogue, arguments...);
+  if (epilogue.gradient.grad.data) sum_gradient<T, columns, rows_at_once>(scratch, problem, epilogue, arguments...);
+  else store<T, columns, rows_at_once>(scratch, problem, epilogue, arguments...);
 }
 
 // A tile of sums in shared memory. Writing the results of a warp to it, and reading chunks, touches every bank once.
@@ -170,9 +199,9 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Problem problem, Epilo
       }
     }
   };
-  finish<T, kFinishColumns>(scratch, problem, epilogue, tile, first_row,
-                            problem.rows - first_row < kFinishRows ? problem.rows - first_row : kFinishRows,
-                            first_outer, values);
+  finish<T, kFinishColumns, kRowsOfPartsAtOnce>(
+      scratch, problem, epilogue, tile, first_row,
+      problem.rows - first_row < kFinishRows ? problem.rows - first_row : kFinishRows, first_outer, values);
 }
 
 }  // namespace slowfast_fast::cuda::tile

@@ -69,14 +69,14 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_ke
   auto& finishing = shared.finishing;
   finishing.sums.put(results);
   __syncthreads();
-  finish<T, Shape::kColumns>(finishing.scratch, problem, args.epilogue, tile, first_row, rows, first_outer,
-                             [&](int row, int column, float (&sums)[kChunk<T>]) {
-                               for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
-                                 Pack<float> pack;
-                                 pack.load(&finishing.sums.of[row][column + e]);
-                                 for (int i = 0; i < kChunk<float>; ++i) sums[e + i] = pack.of[i];
-                               }
-                             });
+  finish<T, Shape::kColumns, kRowsAtOnce>(finishing.scratch, problem, args.epilogue, tile, first_row, rows, first_outer,
+                                          [&](int row, int column, float (&sums)[kChunk<T>]) {
+                                            for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
+                                              Pack<float> pack;
+                                              pack.load(&finishing.sums.of[row][column + e]);
+                                              for (int i = 0; i < kChunk<float>; ++i) sums[e + i] = pack.of[i];
+                                            }
+                                          });
 }
 
 template <class Shape>

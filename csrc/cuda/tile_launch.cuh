@@ -118,7 +118,7 @@ struct Partial {
 // The product of the rows that the problem gathers with the weight, and its epilogue, in which `gathered` is where it
 // leaves what it gathers; nullptr: nothing.
 template <class Math, Major weight_major, class Queue, class Value = Moments<float>>
-Partial<Value> multiply_rows(Queue& queue, Product args, Value* Epilogue::*gathered = nullptr) {
+Partial<Value> multiply_rows(Queue& queue, Product args, Value* Epilogue::* gathered = nullptr) {
   using T = typename Math::T;
   const Problem& problem = args.problem;
   Partial<Value> partial;
