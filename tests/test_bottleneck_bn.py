@@ -39,6 +39,7 @@ SHAPES = {
     "one_clip": Shape(n=1),
     "one_channel_inside": Shape(j=1, shortcut=False),
     "wide": Shape(c=33, j=17, k=35),
+    "odd_quarter": Shape(c=22, j=5, k=22, shortcut=False),
     "kt1": Shape(kt=1, shortcut=False),
     "kt5_t2": Shape(kt=5, t=2),
     "stride": Shape(stride=2, h=7, w=6),

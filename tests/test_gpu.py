@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import block_testing as block
 import network_testing
@@ -139,6 +140,20 @@ def test_blocks_of_odd_shapes(gpu_backend: str, mode: str, shape: block.Shape) -
     dtype, allowed = MODES[mode]
     with tf32(allowed):
         assert_as_exact_as_pytorch(lambda: block.random_call(shape, dtype, active=6.0), device=CUDA, trials=3)
+
+
+@pytest.mark.parametrize("name", ["mean_100", "constant", "correlated"])
+@pytest.mark.parametrize("k", [32, 40], ids=["narrow", "tiles"])
+@modes
+@pytest.mark.usefixtures("poisoned")
+def test_badly_scaled_blocks(gpu_backend: str, mode: str, k: int, name: str) -> None:
+    skip_without_blocks(gpu_backend)
+    dtype, allowed = MODES[mode]
+    shape = block.Shape(n=2, c=8, j=16, k=k, t=8, h=28, w=28, kt=1)
+    with tf32(allowed):
+        assert_as_exact_as_pytorch(
+            partial(block.badly_scaled, name, shape, dtype), device=CUDA, exact_on=CUDA, trials=7
+        )
 
 
 # A narrow and a wide layer and a lateral connection, small enough for many runs: 7 x 7 images leave the rows of the

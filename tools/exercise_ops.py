@@ -37,7 +37,7 @@ TEMPORAL = (
     (2048, 32, 15, 1, 1),
 )
 # channels, inner channels, output channels, stride: a block in training, with a shortcut where it changes its shape
-BLOCKS = ((8, 8, 32, 1), (136, 72, 144, 2))
+BLOCKS = ((8, 8, 32, 1), (136, 72, 144, 2), (9, 5, 23, 1))
 # channels of slow, of fast, of the lateral convolution, frames of slow
 LATERAL = ((64, 8, 16, 2), (128, 64, 128, 1), (5, 3, 6, 2))
 POOLED = ((64,), (5,))  # channels of a stem

@@ -128,8 +128,11 @@ __device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& 
   RunningGradientSums<kChunk<T>> running;
   if (outer < problem.outers) {
     float mean[kChunk<T>], invstd[kChunk<T>];
-    load_values(mean, static_cast<const float*>(epilogue.gradient.mean) + outer);
-    load_values(invstd, static_cast<const float*>(epilogue.gradient.invstd) + outer);
+#pragma unroll
+    for (int e = 0; e < kChunk<T>; ++e) {
+      mean[e] = static_cast<const float*>(epilogue.gradient.mean)[outer + e];
+      invstd[e] = static_cast<const float*>(epilogue.gradient.invstd)[outer + e];
+    }
     const auto position = [&](int row) { return result_position(problem, first_row + row); };
     GradientPack<T, kChunk<T>> gradient[rows_at_once];
     walk<T, columns, rows_at_once>(
