@@ -93,7 +93,7 @@ BlockGradients bottleneck_bn_backward(
       c(s.c, x, weight_c, gamma_c, std::nullopt, stats_c);
   const BlockNeeds need(needs);
   const bool into_a = need.any(kX, kWeightB), into_b = into_a || need.any(kWeightB, kWeightC),
-             into_c = into_b || need.any(kWeightC, kShortcutWeight);
+             into_c = into_b || need[kWeightC] || need[kGammaC];
 
   std::array<Tensor, kBlockGradients> d;
   for (Tensor& gradient : d) gradient = nothing(x);

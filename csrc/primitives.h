@@ -56,7 +56,9 @@ struct ConvForward {
   OutRows y;
   const void* packed =
       nullptr;  // the weight as the device's pack() left it for such a convolution; absent: packed by the call
-  const void* residual_scale = nullptr;  // (K), the residual's factor, on a device that recomputes()
+  // On a device that recomputes(), (K) or absent: what is subtracted from conv(x) before all else, and the residual's
+  // factor.
+  const void *centre = nullptr, *residual_scale = nullptr;
 };
 
 // y = act(norm(conv(x)) + residual) with BatchNorm's statistics of the batch, where conv has neither scale nor shift.
@@ -218,7 +220,7 @@ struct ConvBackward {
   OutRows dx;
   Rows dx_residual;  // added to dx; may be dx itself
   OutRows dconv;     // BatchNorm form: the gradient of the convolution's output, which the products then read; may be
-                     // grad or bn.raw
+                     // grad or bn.raw, or without bn.raw dresidual
   void* dweight;     // (K, C, kt), as the weight, in dtype
   void* dscale;      // dscale or dgamma
   void* dshift;      // dshift or dbeta

@@ -75,7 +75,8 @@ def test_which_kernels(host: Harness, name: str, dtype: torch.dtype) -> None:
         family = "sum_gradient_kernel"
     elif dtype == torch.float32 and family == "narrow_kernel":
         family = "tile_product_kernel"
-    assert {family, "merge_gradient_sums", "normalising_coefficients", "gradient_coefficients"} <= launched
+    assert {family, "merge_gradient_sums", "normalising_scale", "gradient_coefficients"} <= launched
+    assert ("sum_gradient_kernel" in launched) == (family == "sum_gradient_kernel")
 
 
 @blocks
@@ -100,13 +101,79 @@ def test_no_raw_output(host: Harness, name: str) -> None:
     assert allocated(lambda: results[0].backward(call.grad)) == 2
 
 
+@pytest.mark.parametrize("name", ["narrow", "narrow_shortcut", "tiles"])
+def test_tf32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of 11 bits leave errors of 2^-11, eight of them at most one upon the other. Where channels are on or off
+    for good, as those of a and b are here, the gradient of their beta is nothing but errors."""
+    monkeypatch.setattr(HostCall, "tf32", True)
+    call = random_call(BLOCKS[name], torch.float32, active=6.0)
+    exact = call.run_exact()
+    for result, value in on_harness(call).run().items():
+        if result in ("grad of a_beta", "grad of b_beta"):
+            continue
+        distance = (value.double() - exact[result]).norm() / exact[result].double().norm()
+        assert distance < 2**-8, f"{result} is {distance:.2g} off"
+
+
+@pytest.mark.parametrize("name", ["narrow", "tiles", "general"])
+@pytest.mark.parametrize("offset", [8, 1], ids=["pitched", "misaligned"])
+def test_slices(host: Harness, name: str, offset: int) -> None:
+    """x and the gradient of the result as channel slices: read in place, by other kernels where they are misaligned."""
+    call = random_call(BLOCKS[name], torch.bfloat16)
+
+    def sliced(tensor: Tensor) -> Tensor:
+        wider = torch.full((tensor.shape[0], tensor.shape[1] + 16, *tensor.shape[2:]), torch.nan, dtype=tensor.dtype)
+        view = wider.contiguous(memory_format=torch.channels_last_3d)[:, offset : offset + tensor.shape[1]]
+        return view.copy_(tensor)
+
+    def run(place: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        tensors = {key: value.detach().clone() for key, value in call.tensors.items()}
+        tensors["x"] = place(tensors["x"])
+        wanted = [tensors[name].requires_grad_() for name in ("x", "a_weight", "b_weight", "c_weight")]
+        out = on_host(host, False)(tensors["x"], *layers_of(tensors), **call.options)
+        return [out, *torch.autograd.grad(out, wanted, place(call.grad))]
+
+    dense = run(lambda tensor: tensor.contiguous(memory_format=torch.channels_last_3d))
+    for value, expected in zip(run(sliced), dense, strict=True):
+        distance = (value.double() - expected.double()).norm() / expected.double().norm()
+        assert distance <= (2e-2 if offset % 8 else 0)
+
+
+@pytest.mark.parametrize("name", ["narrow", "tiles", "general"])
+def test_without_gamma_and_beta(name: str) -> None:
+    def make() -> HostCall:
+        call = random_call(BLOCKS[name], torch.bfloat16)
+        absent = ("c_gamma", "c_beta")
+        tensors = {key: value for key, value in call.tensors.items() if key not in absent}
+        wanted = tuple(key for key in call.differentiable if key not in absent)
+        return on_harness(replace(call, tensors=tensors, differentiable=wanted))
+
+    assert_as_exact_as_pytorch(make)
+
+
+def test_constant_channels() -> None:
+    """Far from zero, where invstd is 316: what is left of them is beta, exactly."""
+    call = random_call(BLOCKS["tiles"], torch.float32)
+    tensors = dict(call.tensors)
+    tensors["b_gamma"] = torch.zeros_like(tensors["b_gamma"])
+    tensors["b_beta"] = torch.full_like(tensors["b_beta"], 100.0)
+    tensors["x"] = torch.zeros_like(tensors["x"])
+    out = on_harness(replace(call, tensors=tensors)).run()
+    result = next(value for value in out.values() if value.shape == BLOCKS["tiles"].out)
+    assert torch.equal(result, tensors["c_beta"].relu().view(1, -1, 1, 1, 1).expand_as(result))
+
+
 @blocks
 def test_each_gradient_by_itself(host: Harness, name: str) -> None:
     shape = BLOCKS[name]
     call = on_harness(random_call(shape, torch.bfloat16))
     every = call.run()
-    for wanted in (["x"], *([f"{layer}_{parameter}"] for layer in shape.layers for parameter in PARAMETERS)):
-        for result, value in replace(call, differentiable=tuple(wanted)).run().items():
+    wanted = [("x",), ("x", "c_gamma"), ("c_weight", "c_beta")]
+    wanted += [(f"{layer}_{parameter}",) for layer in shape.layers for parameter in PARAMETERS]
+    if shape.shortcut:
+        wanted += [("c_weight", "shortcut_weight"), ("c_beta", "shortcut_beta"), ("c_gamma", "shortcut_gamma")]
+    for names in wanted:
+        for result, value in replace(call, differentiable=names).run().items():
             torch.testing.assert_close(value, every[result], msg=lambda message, n=result: f"{n}: {message}")
 
 

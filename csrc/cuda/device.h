@@ -28,11 +28,12 @@ class CudaPrimitives {
   void normalise_pool(const NormalisePool& args);
   void normalise_pool_backward(const NormalisePoolBackward& args);
   void forward_stats(const ConvForward& args, const BatchStats& stats);
-  // What a product reads is narrower than what it makes: to multiply twice costs less than to store the output and read
-  // it again.
   static constexpr bool has_recomputing = true;
+  // Where to multiply anew is cheap beside storing an output and reading it again, which takes as long at some 300
+  // input channels on tensor cores; to 512 of them, so that c of every bottleneck is among them. Reckoned, not
+  // measured: docs/performance.md.
   static bool recomputes(const ConvShape& s) {
-    return s.kt == 1 && s.stride == 1 && s.padding == 0 && 2 * s.c <= s.k;
+    return s.kt == 1 && s.stride == 1 && s.padding == 0 && 2 * s.c <= s.k && s.c <= 512;
   }
   void forward_normalised(const NormalisedForward& args);
   void normalise(const Normalise& args);

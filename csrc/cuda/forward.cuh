@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kThreads)
         for (int j = 0; j < kPerThread; ++j) {
           const int64_t k = k0 + tile_column(j);
           if (k >= s.k) continue;
-          Acc y = fma(value[i][j], channel_or(args.scale, k, Acc(1)), channel_or(args.shift, k, Acc(0)));
+          const Acc centred = value[i][j] - channel_or(args.centre, k, Acc(0));
+          Acc y = fma(centred, channel_or(args.scale, k, Acc(1)), channel_or(args.shift, k, Acc(0)));
           if (args.residual.data)
             y = fma(Acc(row_at<T>(args.residual, at)[k]), channel_or(args.residual_scale, k, Acc(1)), y);
           if (!args.y.data) continue;

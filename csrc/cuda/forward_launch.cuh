@@ -54,15 +54,15 @@ void sum_gradient_as(Queue& queue, const ConvBackward& args, void* sum, void* su
   int64_t chunks = 0;
   const auto launched = [&] {
     if constexpr (!std::is_same_v<T, double>) {
-      if (rows_out(s) > 0 && !narrow::why_not<T>(conv) && !why_not_packs<T>(s.k, gradient.mask)) {
+      if (s.kt == 1 && rows_out(s) > 0 && !narrow::why_not<T>(conv) && !why_not_packs<T>(s.k, gradient.mask)) {
         partial = queue.template workspace<GradientSum<float>>(kMostPartials * s.k);
         chunks = narrow::sum_gradient<T>(queue, conv, gradient, partial);
         return true;
       }
       if (!tile::why_not(conv) && tile::aligned(gradient.mask, sizeof(T))) {
-        const auto tiles = tile::sum_gradient<T>(queue, conv, gradient);
-        partial = tiles.of;
-        chunks = tiles.count;
+        const auto of_tiles = tile::sum_gradient<T>(queue, conv, gradient);
+        partial = of_tiles.of;
+        chunks = of_tiles.count;
         return true;
       }
     }

@@ -24,7 +24,7 @@ template <class T, class Queue>
 void backward_as(Queue& queue, const ConvBackward& args) {
   using Acc = Accumulator<T>;
   const ConvShape& s = args.shape;
-  if (args.bn.mean && !args.bn.raw.data) {
+  if (args.bn.mean && !args.bn.raw.data && rows_out(s) > 0) {
     const ConvBackward left = recomputed_gradient<T>(queue, args);
     if (left.dx.data || left.dweight) backward_as<T>(queue, left);
     return;

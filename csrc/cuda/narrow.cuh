@@ -43,6 +43,24 @@ struct Cursor {
   int frame, phase, step;
 };
 
+// Vectors of the block's channels, one after another in shared memory.
+enum Vector : int { kCentre, kScale, kShift, kResidualScale, kVectors };
+
+template <class Shape>
+__device__ void fill_vectors(const Conv& conv, int first_out, float* vectors) {
+  const MaskedGradient& gradient = conv.gradient;
+  const bool of_gradient = gradient.grad.data;
+  for (int channel = threadIdx.x; channel < Shape::kOut; channel += kThreads) {
+    const auto fill = [&](Vector vector, const void* from, float absent) {
+      vectors[vector * Shape::kOut + channel] = channel_or(from, first_out + channel, absent);
+    };
+    fill(kCentre, of_gradient ? gradient.mean : conv.centre, 0.f);
+    fill(kScale, of_gradient ? gradient.invstd : conv.scale, 1.f);
+    fill(kShift, conv.shift, 0.f);
+    fill(kResidualScale, conv.residual_scale, 1.f);
+  }
+}
+
 template <class Shape>
 class Warp {
   using T = typename Shape::T;
@@ -160,18 +178,19 @@ class Warp {
       float sums[kValues];
 #pragma unroll
       for (int v = 0; v < kValues; ++v) sums[v] = sum_[Shape::kSlots - 1][v / 2][2 * h + v % 2];
-      leave(at, sums, gathers, gathered);
+      finish_row(at, sums, gathers, gathered);
     }
   }
 
-  __device__ void leave(const Position& at, const float (&sums)[kValues], bool gathers,
-                        RunningMoments<kValues>& moments) const {
-    const float *scale = vector(0), *shift = vector(1), *residual_scale = vector(2);
+  __device__ void finish_row(const Position& at, const float (&sums)[kValues], bool gathers,
+                             RunningMoments<kValues>& moments) const {
+    const float *centre = vector(kCentre), *scale = vector(kScale), *shift = vector(kShift),
+                *residual_scale = vector(kResidualScale);
     T values[kValues], residual[kValues];
     if (conv_.residual.data) load_values(residual, row_at<T>(conv_.residual, at) + channel());
 #pragma unroll
     for (int v = 0; v < kValues; ++v) {
-      float y = fma(sums[v], scale[v], shift[v]);
+      float y = fma(sums[v] - centre[v], scale[v], shift[v]);
       if (conv_.residual.data) y = fma(float(residual[v]), residual_scale[v], y);
       values[v] = T(conv_.relu ? relu(y) : y);
     }
@@ -181,12 +200,12 @@ class Warp {
     else moments.add(sums);
   }
 
-  __device__ void leave(const Position& at, const float (&sums)[kValues], bool,
-                        RunningGradientSums<kValues>& gradient) const {
+  __device__ void finish_row(const Position& at, const float (&sums)[kValues], bool,
+                             RunningGradientSums<kValues>& gradient) const {
     GradientPack<T, kValues> of_row;
     of_row.load(conv_.gradient, at, channel());
     of_row.finish(conv_.gradient, at, channel());
-    gradient.add(of_row.g, sums, vector(0), vector(1));
+    gradient.add(of_row.g, sums, vector(kCentre), vector(kScale));
   }
 
   // Of the lane's channels: the first of them, and what fill_vectors left for them.
@@ -206,11 +225,12 @@ class Warp {
   float sum_[Shape::kSlots][Shape::kTiles][4];  // [slot] of output_ - slot
 };
 
-__device__ inline Moments<float> of_lane(const Moments<float>& mine, int mask) {
+// What the lane whose number differs in the bit `mask` has.
+__device__ inline Moments<float> other_lane(const Moments<float>& mine, int mask) {
   return {__shfl_xor_sync(kAllLanes, mine.count, mask), __shfl_xor_sync(kAllLanes, mine.mean, mask),
           __shfl_xor_sync(kAllLanes, mine.m2, mask)};
 }
-__device__ inline GradientSum<float> of_lane(const GradientSum<float>& mine, int mask) {
+__device__ inline GradientSum<float> other_lane(const GradientSum<float>& mine, int mask) {
   return {__shfl_xor_sync(kAllLanes, mine.sum, mask), __shfl_xor_sync(kAllLanes, mine.sum_xhat, mask)};
 }
 
@@ -224,7 +244,7 @@ __device__ void merge_lanes(const Running& running, Value* partial) {
   for (int v = 0; v < Shape::kValues; ++v) {
     Value value = running.of(v);
 #pragma unroll
-    for (int mask = int(kWarp) / 2; mask >= Shape::kParts; mask /= 2) value.merge(of_lane(value, mask));
+    for (int mask = int(kWarp) / 2; mask >= Shape::kParts; mask /= 2) value.merge(other_lane(value, mask));
     if (lane < Shape::kParts) shared[threadIdx.x / kWarp][lane * Shape::kValues + v] = value;
   }
   __syncthreads();
@@ -232,19 +252,6 @@ __device__ void merge_lanes(const Running& running, Value* partial) {
   Value value = shared[0][threadIdx.x];
   for (int warp = 1; warp < kWarps; ++warp) value.merge(shared[warp][threadIdx.x]);
   partial[threadIdx.x] = value;
-}
-
-// Vectors of the block's channels, one after another, as the epilogue reads them.
-constexpr int kVectors = 3;
-template <class Shape>
-__device__ void fill_vectors(const Conv& conv, int first_out, float* vectors) {
-  const MaskedGradient& gradient = conv.gradient;
-  for (int channel = threadIdx.x; channel < Shape::kOut; channel += kThreads) {
-    const int64_t k = first_out + channel;
-    vectors[channel] = channel_or(gradient.grad.data ? gradient.mean : conv.scale, k, 1.f);
-    vectors[Shape::kOut + channel] = channel_or(gradient.grad.data ? gradient.invstd : conv.shift, k, 0.f);
-    vectors[2 * Shape::kOut + channel] = channel_or(conv.residual_scale, k, 1.f);
-  }
 }
 
 // What a lane gathers for a block to leave as values of this type.

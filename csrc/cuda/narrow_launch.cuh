@@ -62,7 +62,7 @@ inline Conv forward_conv(const ConvForward& args) {
   conv.taps = conv.kt = int(s.kt), conv.stride = int(s.stride), conv.padding = int(s.padding);
   conv.step_out = 1;
   conv.x = args.x, conv.weight = args.weight;
-  conv.scale = args.scale, conv.shift = args.shift, conv.relu = args.relu;
+  conv.centre = args.centre, conv.scale = args.scale, conv.shift = args.shift, conv.relu = args.relu;
   conv.residual = args.residual, conv.residual_scale = args.residual_scale;
   conv.y = args.y;
   return conv;

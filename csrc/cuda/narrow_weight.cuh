@@ -39,12 +39,12 @@ struct Conv {
   int kt;
   bool transposed;  // K are the input channels; tap i is then first_tap + (taps - 1 - i) * step_tap of kt
   int first_tap, step_tap;
-  const void *scale, *shift;
+  const void *centre, *scale, *shift;  // (out) or absent: scale * (sum - centre) + shift
   Rows residual;
   const void* residual_scale;
   bool relu;
   OutRows y;                // absent: moments alone are wanted
-  MaskedGradient gradient;  // in place of scale to y
+  MaskedGradient gradient;  // in place of centre to y
 };
 
 // Where an element of the weight stands among the fragments, [tap][step][tile][lane] of 16 bytes: the sum of three

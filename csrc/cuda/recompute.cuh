@@ -1,47 +1,40 @@
 // A pointwise convolution with BatchNorm whose output r is stored nowhere: each pass that needs r multiplies again and
 // makes what it is for in its epilogue. The forward is two products, one for the statistics and one for y. The backward
 // is one for the sums over rows and one for r's gradient, beside which wgrad and dgrad are those of any convolution.
+// A small product whose depth is split leaves its parts in workspace, as any does. A pass takes the kernels that its
+// own tensors allow: where one that only it reads is misaligned, its r is rounded otherwise than that of the others, in
+// TF32 by as much as TF32 rounds.
 #pragma once
 #include "forward_launch.cuh"
 #include "gradient.cuh"
 
 namespace slowfast_fast::cuda {
 
-// What an epilogue makes of r and of what it reads beside it: scale * r + shift + factor * residual, each (K).
+// scale (K): gamma * invstd.
 template <class Acc>
-struct Coefficients {
-  Acc *scale, *shift, *factor;
-
-  template <class Queue>
-  static Coefficients workspace(Queue& queue, int64_t k) {
-    Acc* of = queue.template workspace<Acc>(3 * k);
-    return {of, of + k, of + 2 * k};
-  }
-};
-
-// Of norm(r).
-template <class Acc>
-__global__ void __launch_bounds__(kElementThreads) normalising_coefficients(Normalise args, Coefficients<Acc> to) {
+__global__ void __launch_bounds__(kElementThreads) normalising_scale(NormalisedForward args, Acc* scale) {
   const int64_t k = first_element();
-  if (k >= args.k) return;
-  const auto norm = ChannelNorm<Acc>::of(args, k);
-  to.scale[k] = norm.invstd * norm.gamma;
-  to.shift[k] = fma(-norm.mean, to.scale[k], norm.beta);
+  if (k < args.conv.shape.k)
+    scale[k] = static_cast<const Acc*>(args.stats.invstd)[k] * channel_or(args.gamma, k, Acc(1));
 }
 
-// Of r's gradient, factor * (g - mean(g) - xhat * mean(g * xhat)) with factor = gamma * invstd, from the sums over
-// rows.
+// What an epilogue makes the gradient of r of: scale * (r - mean) + shift + factor * g, each (K).
+template <class Acc>
+struct GradientCoefficients {
+  Acc *scale, *shift, *factor;
+};
+
+// Those of factor * (g - mean(g) - xhat * mean(g * xhat)), factor = gamma * invstd, from the sums over rows.
 template <class Acc>
 __global__ void __launch_bounds__(kElementThreads)
-    gradient_coefficients(ConvBackward args, const Acc* sum, const Acc* sum_xhat, Coefficients<Acc> to) {
+    gradient_coefficients(ConvBackward args, const Acc* sum, const Acc* sum_xhat, GradientCoefficients<Acc> to) {
   const int64_t k = first_element();
   const ConvShape& s = args.shape;
   if (k >= s.k) return;
-  const auto norm = ChannelNorm<Acc>::of(args.bn, k);
-  const Acc inverse_rows = Acc(1) / Acc(s.n * s.t_out * s.p);
-  to.factor[k] = norm.invstd * norm.gamma;
-  to.scale[k] = -to.factor[k] * norm.invstd * (sum_xhat[k] * inverse_rows);
-  to.shift[k] = fma(-norm.mean, to.scale[k], -to.factor[k] * (sum[k] * inverse_rows));
+  const Acc inverse_rows = Acc(1) / Acc(s.n * s.t_out * s.p), invstd = static_cast<const Acc*>(args.bn.invstd)[k];
+  to.factor[k] = invstd * channel_or(args.bn.gamma, k, Acc(1));
+  to.scale[k] = -to.factor[k] * invstd * (sum_xhat[k] * inverse_rows);
+  to.shift[k] = -to.factor[k] * (sum[k] * inverse_rows);
 }
 
 template <class Acc, class Queue>
@@ -52,20 +45,17 @@ void forward_normalised(Queue& queue, const NormalisedForward& args) {
   plain.relu = false;
   plain.y = {};
   forward(queue, plain, &args.stats);
-  const auto coefficients = Coefficients<Acc>::workspace(queue, s.k);
-  Normalise norm{};
-  norm.k = s.k;
-  norm.mean = args.stats.mean, norm.invstd = args.stats.invstd;
-  norm.gamma = args.gamma, norm.beta = args.beta;
-  queue.launch(normalising_coefficients<Acc>, element_launch(s.k), norm, coefficients);
+  Acc* scale = queue.template workspace<Acc>(s.k);
+  queue.launch(normalising_scale<Acc>, element_launch(s.k), args, scale);
   ConvForward normalised = args.conv;
-  normalised.scale = coefficients.scale;
-  normalised.shift = coefficients.shift;
+  normalised.centre = args.stats.mean;
+  normalised.scale = scale;
+  normalised.shift = args.beta;
   forward(queue, normalised, nullptr);
 }
 
-// The backward of NormalisedForward up to r's gradient: what is left of it is that of the convolution alone. With a
-// ReLU and anything left, dresidual is wanted.
+// The backward of NormalisedForward up to the gradient of r: what is left of it is that of the convolution alone. There
+// are rows.
 template <class T, class Queue>
 ConvBackward recomputed_gradient(Queue& queue, const ConvBackward& args) {
   using Acc = Accumulator<T>;
@@ -75,25 +65,21 @@ ConvBackward recomputed_gradient(Queue& queue, const ConvBackward& args) {
   };
   Acc *sum = vector_for(args.dshift), *sum_xhat = vector_for(args.dscale);
   sum_gradient(queue, args, sum, sum_xhat);
-  ConvBackward left{};
-  left.shape = s;
-  left.dtype = args.dtype;
-  left.tf32 = args.tf32;
-  left.x = args.x;
-  left.weight = args.weight;
-  left.dx = args.dx;
-  left.dx_residual = args.dx_residual;
-  left.dweight = args.dweight;
-  if (!args.dconv.data && !args.dx.data && !args.dweight) return left;
-  const auto coefficients = Coefficients<Acc>::workspace(queue, s.k);
-  queue.launch(gradient_coefficients<Acc>, element_launch(s.k), args, sum, sum_xhat, coefficients);
   ConvForward of_conv = convolution_of(past_relu(args));
-  of_conv.scale = coefficients.scale;
-  of_conv.shift = coefficients.shift;
-  of_conv.residual_scale = coefficients.factor;
-  of_conv.y = args.dconv.data ? args.dconv : gradient_workspace<T>(queue, s);
-  forward(queue, of_conv, nullptr);
-  left.grad = as_input(of_conv.y);
+  if (args.dconv.data || args.dx.data || args.dweight) {
+    Acc* vectors = queue.template workspace<Acc>(3 * s.k);
+    const GradientCoefficients<Acc> coefficients{vectors, vectors + s.k, vectors + 2 * s.k};
+    queue.launch(gradient_coefficients<Acc>, element_launch(s.k), args, sum, sum_xhat, coefficients);
+    of_conv.centre = args.bn.mean;
+    of_conv.scale = coefficients.scale;
+    of_conv.shift = coefficients.shift;
+    of_conv.residual_scale = coefficients.factor;
+    of_conv.y = args.dconv.data ? args.dconv : gradient_workspace<T>(queue, s);
+    forward(queue, of_conv, nullptr);
+  }
+  ConvBackward left = with_gradient(args, as_input(of_conv.y));
+  left.dscale = left.dshift = nullptr;
+  left.dresidual = left.dconv = {};
   return left;
 }
 

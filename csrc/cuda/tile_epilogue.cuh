@@ -8,7 +8,7 @@
 namespace slowfast_fast::cuda::tile {
 
 struct Epilogue {
-  const void *scale, *shift;  // (outers) or absent
+  const void *centre, *scale, *shift;  // (outers) or absent: scale * (sum - centre) + shift
   Rows residual;
   const void* residual_scale;  // (outers) or absent
   bool relu;
@@ -46,8 +46,8 @@ struct GatherScratch {
 
 // Merges the row lanes of each column into `out`, in their order. All threads take part; the scratch is theirs alone.
 template <class T, int columns, class Running, class Value>
-__device__ void leave(Value (&scratch)[Share<T, columns>::kRowLanes][columns], const Running& mine, int present_columns,
-                      Value* out) {
+__device__ void leave_gathered(Value (&scratch)[Share<T, columns>::kRowLanes][columns], const Running& mine,
+                               int present_columns, Value* out) {
   using Lanes = Share<T, columns>;
 #pragma unroll
   for (int e = 0; e < kChunk<T>; ++e) scratch[Lanes::row_lane()][Lanes::column() + e] = mine.of(e);
@@ -84,9 +84,10 @@ __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem
   const int outer = first_outer + Lanes::column();
   RunningMoments<kChunk<T>> moments;
   if (outer < problem.outers) {
-    float scale[kChunk<T>], shift[kChunk<T>], residual_scale[kChunk<T>];
+    float centre[kChunk<T>], scale[kChunk<T>], shift[kChunk<T>], residual_scale[kChunk<T>];
 #pragma unroll
     for (int e = 0; e < kChunk<T>; ++e) {
+      centre[e] = channel_or(epilogue.centre, outer + e, 0.f);
       scale[e] = channel_or(epilogue.scale, outer + e, 1.f);
       shift[e] = channel_or(epilogue.shift, outer + e, 0.f);
       residual_scale[e] = channel_or(epilogue.residual_scale, outer + e, 1.f);
@@ -104,7 +105,7 @@ __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem
           Pack<T> stored;
 #pragma unroll
           for (int e = 0; e < kChunk<T>; ++e) {
-            float y = fmaf(sums[e], scale[e], shift[e]);
+            float y = fmaf(sums[e] - centre[e], scale[e], shift[e]);
             if (epilogue.residual.data) y = fmaf(float(residual[i].of[e]), residual_scale[e], y);
             stored.of[e] = T(epilogue.relu ? relu(y) : y);
           }
@@ -115,14 +116,15 @@ __device__ void store(GatherScratch<T, columns>& scratch, const Problem& problem
         });
   }
   if (epilogue.moments)
-    leave<T, columns>(scratch.moments, moments, problem.outers - first_outer,
-                      epilogue.moments + int64_t(tile) * problem.outers + first_outer);
+    leave_gathered<T, columns>(scratch.moments, moments, problem.outers - first_outer,
+                               epilogue.moments + int64_t(tile) * problem.outers + first_outer);
 }
 
 // The masked gradient's sums over them.
 template <class T, int columns, int rows_at_once, class Values>
-__device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
-                             int tile, int first_row, int rows, int first_outer, const Values& values) {
+__device__ void leave_gradient_sums(GatherScratch<T, columns>& scratch, const Problem& problem,
+                                    const Epilogue& epilogue, int tile, int first_row, int rows, int first_outer,
+                                    const Values& values) {
   using Lanes = Share<T, columns>;
   const int outer = first_outer + Lanes::column();
   RunningGradientSums<kChunk<T>> running;
@@ -144,14 +146,15 @@ __device__ void sum_gradient(GatherScratch<T, columns>& scratch, const Problem& 
           running.add(gradient[i].g, r, mean, invstd);
         });
   }
-  leave<T, columns>(scratch.gradient_sums, running, problem.outers - first_outer,
-                    epilogue.gradient_sums + int64_t(tile) * problem.outers + first_outer);
+  leave_gathered<T, columns>(scratch.gradient_sums, running, problem.outers - first_outer,
+                             epilogue.gradient_sums + int64_t(tile) * problem.outers + first_outer);
 }
 
 template <class T, int columns, int rows_at_once, class... Arguments>
 __device__ void finish(GatherScratch<T, columns>& scratch, const Problem& problem, const Epilogue& epilogue,
                        Arguments&&... arguments) {
-  if (epilogue.gradient.grad.data) sum_gradient<T, columns, rows_at_once>(scratch, problem, epilogue, arguments...);
+  if (epilogue.gradient.grad.data)
+    leave_gradient_sums<T, columns, rows_at_once>(scratch, problem, epilogue, arguments...);
   else store<T, columns, rows_at_once>(scratch, problem, epilogue, arguments...);
 }
 

@@ -69,14 +69,20 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocksPerSM) tile_product_ke
   auto& finishing = shared.finishing;
   finishing.sums.put(results);
   __syncthreads();
-  finish<T, Shape::kColumns, kRowsAtOnce>(finishing.scratch, problem, args.epilogue, tile, first_row, rows, first_outer,
-                                          [&](int row, int column, float (&sums)[kChunk<T>]) {
-                                            for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
-                                              Pack<float> pack;
-                                              pack.load(&finishing.sums.of[row][column + e]);
-                                              for (int i = 0; i < kChunk<float>; ++i) sums[e + i] = pack.of[i];
-                                            }
-                                          });
+  const auto values = [&](int row, int column, float (&sums)[kChunk<T>]) {
+    for (int e = 0; e < kChunk<T>; e += kChunk<float>) {
+      Pack<float> pack;
+      pack.load(&finishing.sums.of[row][column + e]);
+      for (int i = 0; i < kChunk<float>; ++i) sums[e + i] = pack.of[i];
+    }
+  };
+  // A dgrad gathers nothing of a gradient.
+  if constexpr (weight_major == Major::Depth)
+    finish<T, Shape::kColumns, kRowsAtOnce>(finishing.scratch, problem, args.epilogue, tile, first_row, rows,
+                                            first_outer, values);
+  else
+    store<T, Shape::kColumns, kRowsAtOnce>(finishing.scratch, problem, args.epilogue, tile, first_row, rows,
+                                           first_outer, values);
 }
 
 template <class Shape>

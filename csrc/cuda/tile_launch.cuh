@@ -179,6 +179,7 @@ bool forward(Queue& queue, const ConvForward& args, const BatchStats* stats) {
     if (why_not(args)) return false;
     const ConvShape& s = args.shape;
     Product product = forward_product<T>(queue, args);
+    product.epilogue.centre = args.centre;
     product.epilogue.scale = args.scale;
     product.epilogue.shift = args.shift;
     product.epilogue.residual = args.residual;

@@ -54,8 +54,8 @@ def bottleneck_bn(
     training, every BatchNorm with the statistics of the batch. Stock: pytorchvideo's ResBlock with a BottleneckBlock.
 
     Kept for the backward are x, the raw outputs of a and b, the statistics and the result, and nothing else: what is
-    normalised is made again, and the raw outputs of c and of the shortcut live for the length of a call at most. Running
-    statistics are updated in place, variances unbiased, and num_batches_tracked incremented.
+    normalised is made again, and the raw outputs of c and of the shortcut live for the length of a call at most.
+    Running statistics are updated in place, variances unbiased, and num_batches_tracked incremented.
 
     Args:
         x: (N, C, T, H, W), float32, float16, bfloat16 or float64; N may be 0. Read in place where its memory is rows of

@@ -11,9 +11,9 @@ from op_arguments import accumulation
 from torch import Tensor
 
 from slowfast_fast.ops import NormedConv
+from slowfast_fast.ops._layout import as_rows
 
 from .build import Harness
-from .cases import rows
 
 
 class HostBlock(torch.autograd.Function):
@@ -33,7 +33,7 @@ class HostBlock(torch.autograd.Function):
         *geometry, tf32 = ctx.options
         wanted = ctx.needs_input_grad[2:]
         needs = sum(1 << i for i, need in enumerate(wanted) if need)
-        results = ctx.host.bottleneck_bn_backward(rows(grad), *ctx.saved_tensors, *geometry, needs, tf32)
+        results = ctx.host.bottleneck_bn_backward(as_rows(grad, "grad"), *ctx.saved_tensors, *geometry, needs, tf32)
         return None, None, *(r if need else None for r, need in zip(results, wanted, strict=True))
 
 
@@ -41,9 +41,11 @@ def on_host(host: Harness, tf32: bool) -> Callable[..., Tensor]:
     def function(x: Tensor, *layers: NormedConv, **options: int) -> Tensor:
         four = [*layers, *(None,) * (4 - len(layers))]
         wide = accumulation(x.dtype)
-        tensors = [rows(x)]
+        tensors = [as_rows(x, "x")]
         for layer in four:
-            tensors += [None] * 3 if layer is None else [layer.weight, layer.gamma.to(wide), layer.beta.to(wide)]
+            tensors += (
+                [None] * 3 if layer is None else [layer.weight, *(v if v is None else v.to(wide) for v in layer[1:3])]
+            )
         order = ("stride_a", "padding_a", "dilation_a", "stride", "dilation")
         results = HostBlock.apply(host, (*(options[name] for name in order), tf32), *tensors)
         for layer, statistics in zip(layers, results[3:], strict=False):
