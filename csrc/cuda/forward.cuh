@@ -103,10 +103,12 @@ __global__ void __launch_bounds__(kThreads) sum_gradient_kernel(ConvForward args
     for (int64_t row0 = chunks.begin(chunk); row0 < end; row0 += kTile) {
       Acc value[kPerThread][kPerThread];
       multiply_tile(shared.tiles, x, weight, {row0, end}, {k0, s.k}, {0, s.kt * s.c}, value);
+#pragma unroll
       for (int i = 0; i < kPerThread; ++i) {
         const int64_t row = row0 + tile_row(i);
         if (row >= end) continue;
         const Position at = position_of(row, s.t_out, s.p);
+#pragma unroll
         for (int j = 0; j < kPerThread; ++j) {
           const int64_t k = k0 + tile_column(j);
           if (k >= s.k) continue;
