@@ -115,6 +115,14 @@ def away_from_the_kink(call: Call, margin: float = 0.05) -> Call:
     return replace(call, grad=torch.where(before.abs() > margin, call.grad, 0).to(call.grad.dtype))
 
 
+def allocations(run: Callable[[], object]) -> list[int]:
+    """The bytes of every tensor that PyTorch's CPU allocator hands out in ``run``."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+
+
 def assert_as_exact_as_pytorch(
     make: Callable[[], Call],
     layout: str = "channels_last",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from block_testing import PARAMETERS, BlockCall, Shape, badly_scaled, call_of, layers_of, random_call
-from op_testing import assert_as_exact_as_pytorch, assert_same_for_any_number_of_threads
+from op_testing import allocations, assert_as_exact_as_pytorch, assert_same_for_any_number_of_threads
 
 from slowfast_fast import ops
 
@@ -49,10 +49,7 @@ def test_no_tensor_as_wide_as_the_result(name: str) -> None:
     for key in call.differentiable:
         tensors[key].requires_grad_()
     out = ops.bottleneck_bn(tensors["x"], *layers_of(tensors), **call.options)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        out.backward(call.grad)
-    events = profile.profiler.kineto_results.events()
-    allocated = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+    allocated = allocations(lambda: out.backward(call.grad))
     assert allocated
     assert sum(size >= wide for size in allocated) == 1, sorted(allocated)
 
